@@ -1,0 +1,1 @@
+"""anykvm: KVM in user space, for every architecture."""
