@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What common code asks of an architecture: the contract.
+
+The kernel declares the same functions as ``kvm_arch_*`` in ``include/linux/kvm_host.h``. Four of them make and unmake a
+vCPU, and common code calls nothing else to do so:
+
+* :meth:`ArchHooks.vcpu_precreate` may refuse; nothing is allocated yet;
+* :meth:`ArchHooks.vcpu_create` is the one hook that builds; if it fails it has cleaned up after itself, and destroy is
+  not called;
+* :meth:`ArchHooks.vcpu_postcreate` sees a vCPU that is online; it cannot fail;
+* :meth:`ArchHooks.vcpu_destroy` is the one hook that tears down; it is called for every vCPU whose create succeeded,
+  whether userspace ever saw it or not.
+
+Hooks refuse by raising :class:`OSError` with the kernel's errno.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from anykvm.virt.device import DeviceOps
+    from anykvm.virt.memory import MemorySlot, SlotChange
+    from anykvm.virt.vcpu import Vcpu
+    from anykvm.virt.vm import Vm
+
+
+class ArchHooks(Protocol):
+    """One architecture, as common code sees it."""
+
+    name: str
+    """The architecture's name, as on the command line: ``"arm64"``."""
+    max_vcpus: int
+    """KVM_CAP_MAX_VCPUS: how many vCPUs one VM may have."""
+    max_vcpu_ids: int
+    """KVM_CAP_MAX_VCPU_ID: every vcpu_id is below this."""
+
+    # The system fd.
+
+    def check_extension(self, cap: int, vm: Vm | None) -> int:
+        """KVM_CHECK_EXTENSION for what common code does not know (api.rst 4.4); 0 is no."""
+
+    def dev_ioctl(self, request: int, arg: int) -> int:
+        """Serve an architecture's own ioctl on the system fd; EINVAL for an unknown one."""
+
+    # A VM.
+
+    def vm_init(self, vm: Vm, vm_type: int) -> None:
+        """Initialise ``vm.arch`` (kvm_arch_init_vm); EINVAL for a type the architecture does not have."""
+
+    def vm_destroy(self, vm: Vm) -> None:
+        """Free ``vm.arch``; called when every vCPU of the VM has been destroyed."""
+
+    def vm_ioctl(self, vm: Vm, request: int, arg: int) -> int:
+        """Serve an architecture's own ioctl on a VM fd; ENOTTY for an unknown one."""
+
+    def vm_enable_cap(self, vm: Vm, cap: int, flags: int, args: tuple[int, int, int, int]) -> int:
+        """KVM_ENABLE_CAP on a VM fd for what common code does not know; EINVAL for an unknown one."""
+
+    def prepare_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
+        """Refuse a slot change before it is made; called with slots_lock held."""
+
+    def commit_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
+        """Make a slot change visible to the guest; running vCPUs are stopped while it happens; cannot fail."""
+
+    def write_protect(self, vm: Vm, slot: MemorySlot, first_page: int, pages: int) -> None:
+        """Make the next guest write to these pages (4096 bytes each) set their dirty bit again."""
+
+    # Interrupts.
+
+    def irqchip_in_kernel(self, vm: Vm) -> bool:
+        """Tell whether the VM has an in-kernel interrupt controller; without one irqfd and routing give EINVAL."""
+
+    def irq_line(self, vm: Vm, irq: int, level: int) -> int:
+        """KVM_IRQ_LINE (api.rst 4.25); ``irq`` is the architecture's encoding; returns the status."""
+
+    def set_irq(self, vm: Vm, gsi: int, level: int) -> int:
+        """Drive the in-kernel interrupt controller's input that the routing's irqchip entry names."""
+
+    def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
+        """Deliver a message-signalled interrupt; returns > 0 delivered, 0 blocked by the guest; EINVAL if none can."""
+
+    def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:
+        """Give the routing (gsi, irqchip, pin) a VM starts with once it has an in-kernel irqchip."""
+
+    def device_types(self) -> dict[int, type[DeviceOps]]:
+        """Give the device types KVM_CREATE_DEVICE makes (api.rst 4.79): type number to class."""
+
+    # A vCPU: the four that make and unmake it.
+
+    def vcpu_precreate(self, vm: Vm, vcpu_id: int) -> None:
+        """May refuse; nothing is allocated yet; called with the VM's lock held."""
+
+    def vcpu_create(self, vcpu: Vcpu) -> None:
+        """Build ``vcpu.arch``; on failure clean up and raise, and destroy is not called."""
+
+    def vcpu_postcreate(self, vcpu: Vcpu) -> None:
+        """See a vCPU that is online; cannot fail."""
+
+    def vcpu_destroy(self, vcpu: Vcpu) -> None:
+        """Tear down what create built."""
+
+    # A vCPU that exists.
+
+    def vcpu_ioctl(self, vcpu: Vcpu, request: int, arg: int) -> int:
+        """Serve an architecture's own ioctl on a vCPU fd; EINVAL for an unknown one; called with the vCPU's mutex held."""
+
+    def vcpu_run(self, vcpu: Vcpu) -> int:
+        """KVM_RUN: run the guest until userspace has to act; fills ``vcpu.run``; returns 0 or raises (EINTR, ENOEXEC)."""
+
+    def vcpu_kick(self, vcpu: Vcpu) -> None:
+        """Make a vCPU that is in the guest, or asleep in WFI, look at its requests; from any thread."""
