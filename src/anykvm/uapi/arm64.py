@@ -40,7 +40,7 @@ class UserPtRegs(Structure):
 class UserFpsimdState(Structure):
     """The 32 vector registers (16 bytes each, as two words, low first) and the two control registers."""
 
-    _fields_ = (("vregs", c_uint64 * 2 * 32), ("fpsr", c_uint32), ("fpcr", c_uint32), ("reserved", c_uint32 * 2))
+    _fields_ = (("vregs", c_uint64 * 2 * 32), ("fpsr", c_uint32), ("fpcr", c_uint32), ("__reserved", c_uint32 * 2))
 
 
 class KvmRegs(Structure):
