@@ -11,7 +11,8 @@ vCPU, and common code calls nothing else to do so:
 * :meth:`ArchHooks.vcpu_destroy` is the one hook that tears down; it is called for every vCPU whose create succeeded,
   whether userspace ever saw it or not.
 
-Hooks refuse by raising :class:`OSError` with the kernel's errno.
+Hooks refuse by raising :class:`OSError` with the kernel's errno. An architecture subclasses :class:`ArchHooks`: what has a
+body here is a default it need not repeat.
 """
 
 from __future__ import annotations
@@ -34,6 +35,16 @@ class ArchHooks(Protocol):
     """KVM_CAP_MAX_VCPUS: how many vCPUs one VM may have."""
     max_vcpu_ids: int
     """KVM_CAP_MAX_VCPU_ID: every vcpu_id is below this."""
+    vcpu_mmap_size: int = 8192
+    """KVM_GET_VCPU_MMAP_SIZE in bytes: the run page and the coalesced page; x86 has a third one, for port I/O data."""
+    user_mem_slots: int = 32767
+    """KVM_CAP_NR_MEMSLOTS: slot numbers are below this; x86 keeps three of them for itself."""
+    readonly_memory: bool = True
+    """KVM_CAP_READONLY_MEM: whether a slot may have KVM_MEM_READONLY."""
+    irqchip_pins: tuple[int, ...] = ()
+    """How many input pins each in-kernel irqchip has that a routing entry can name; the index is its number."""
+    vcpu_stats: tuple[str, ...] = ()
+    """Names of the architecture's own cumulative vCPU statistics, after the common ones (``virt/stats.py``)."""
 
     # The system fd.
 
@@ -63,25 +74,49 @@ class ArchHooks(Protocol):
     def commit_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
         """Make a slot change visible to the guest; running vCPUs are stopped while it happens; cannot fail."""
 
-    def write_protect(self, vm: Vm, slot: MemorySlot, first_page: int, pages: int) -> None:
-        """Make the next guest write to these pages (4096 bytes each) set their dirty bit again."""
+    def harvest_dirty(self, vm: Vm, slot: MemorySlot) -> bytes:
+        """Take ``slot.dirty``: return the bitmap as it was and leave it clear (KVM_GET_DIRTY_LOG).
+
+        Two things hold when it returns: every guest write that could be lost to the caller is in what it returns, and the
+        next write to a page sets its bit again. The engine sets bits from other threads, so the architecture either stops
+        the vCPUs meanwhile or exchanges words atomically. Called with slots_lock held.
+        """
+
+    def clear_dirty(self, vm: Vm, slot: MemorySlot, first_page: int, mask: bytes) -> None:
+        """Clear the bits of ``mask`` from ``first_page`` on (a multiple of 64 pages of 4096 bytes; KVM_CLEAR_DIRTY_LOG).
+
+        As with :meth:`harvest_dirty`, the next write to those pages sets the bit again and no other bit is lost. Called with
+        slots_lock held.
+        """
 
     # Interrupts.
 
     def irqchip_in_kernel(self, vm: Vm) -> bool:
-        """Tell whether the VM has an in-kernel interrupt controller; without one irqfd and routing give EINVAL."""
+        """Tell whether the VM has an in-kernel interrupt controller."""
+
+    def intc_initialized(self, vm: Vm) -> bool:
+        """Tell whether the interrupt controller can take interrupts yet; KVM_IRQFD gives EAGAIN before."""
+        return self.irqchip_in_kernel(vm)
+
+    def can_set_irq_routing(self, vm: Vm) -> bool:
+        """Tell whether KVM_SET_GSI_ROUTING is possible now; EINVAL if not. x86 wants its irqchip first."""
+        return True
 
     def irq_line(self, vm: Vm, irq: int, level: int) -> int:
         """KVM_IRQ_LINE (api.rst 4.25); ``irq`` is the architecture's encoding; returns the status."""
 
-    def set_irq(self, vm: Vm, gsi: int, level: int) -> int:
-        """Drive the in-kernel interrupt controller's input that the routing's irqchip entry names."""
+    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int) -> int:
+        """Drive an input pin of an in-kernel irqchip, as a routing entry names it; returns > 0 if it was delivered.
+
+        On an end of interrupt the architecture calls ``vm.irq.notify_acked(irqchip, pin)``, which resamples irqfds.
+        """
 
     def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
         """Deliver a message-signalled interrupt; returns > 0 delivered, 0 blocked by the guest; EINVAL if none can."""
 
     def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:
-        """Give the routing (gsi, irqchip, pin) a VM starts with once it has an in-kernel irqchip."""
+        """Give the routing (gsi, irqchip, pin) for ``vm.irq.set_default_routing()``, which the irqchip's init calls."""
+        return []
 
     def device_types(self) -> dict[int, type[DeviceOps]]:
         """Give the device types KVM_CREATE_DEVICE makes (api.rst 4.79): type number to class."""
@@ -92,13 +127,16 @@ class ArchHooks(Protocol):
         """May refuse; nothing is allocated yet; called with the VM's lock held."""
 
     def vcpu_create(self, vcpu: Vcpu) -> None:
-        """Build ``vcpu.arch``; on failure clean up and raise, and destroy is not called."""
+        """Build ``vcpu.arch``; on failure clean up and raise, and destroy is not called.
+
+        ``with vcpu.arch_ladder as ladder:`` does the cleaning up, and shows its steps in ``vcpu.ladder.steps``.
+        """
 
     def vcpu_postcreate(self, vcpu: Vcpu) -> None:
         """See a vCPU that is online; cannot fail."""
 
     def vcpu_destroy(self, vcpu: Vcpu) -> None:
-        """Tear down what create built."""
+        """Tear down what create built: ``vcpu.arch_ladder.unwind()`` if create used it."""
 
     # A vCPU that exists.
 
@@ -106,7 +144,18 @@ class ArchHooks(Protocol):
         """Serve an architecture's own ioctl on a vCPU fd; EINVAL for an unknown one; called with the vCPU's mutex held."""
 
     def vcpu_run(self, vcpu: Vcpu) -> int:
-        """KVM_RUN: run the guest until userspace has to act; fills ``vcpu.run``; returns 0 or raises (EINTR, ENOEXEC)."""
+        """KVM_RUN: run the guest until userspace has to act; fills ``vcpu.run``; returns 0 or raises (EINTR, ENOEXEC).
+
+        Whenever a kick stopped the guest: ``if vcpu.signal_pending or vcpu.immediate_exit: vcpu.signal_exit()``, which
+        raises EINTR.
+        """
+
+    def vcpu_complete_io(self, vcpu: Vcpu) -> None:
+        """Take userspace's answer to the last exit (the data of an MMIO read) without running the guest.
+
+        KVM_RUN with ``immediate_exit`` set calls this instead of :meth:`vcpu_run` and gives EINTR; it is what makes a vCPU's
+        registers whole before they are read out (api.rst 5, on KVM_EXIT_MMIO).
+        """
 
     def vcpu_kick(self, vcpu: Vcpu) -> None:
         """Make a vCPU that is in the guest, or asleep in WFI, look at its requests; from any thread."""
