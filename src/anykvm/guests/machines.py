@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What Debian calls things, per guest architecture. One is listed once its packages were fetched and booted."""
+"""What Debian calls things, per guest architecture. One is listed once a pull of it was tested."""
 
 from __future__ import annotations
 
