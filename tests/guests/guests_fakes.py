@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A Debian archive of a few bytes, with an apt-get, apt-cache, apt-config and dpkg-deb that serve it, without network."""
+"""A Debian archive of a few bytes, with an apt-get, apt-cache, apt-config and dpkg-deb that serve it."""
 
 from __future__ import annotations
 

@@ -95,10 +95,10 @@ class Closure:
     def _fetch_for(self, missing: list[str], progress: Progress | None) -> None:
         candidates = {name for package in self.packages.values() for name in package.depends} - self.packages.keys()
         ranked = sorted(candidates, key=lambda name: (-max(_likeness(name, library) for library in missing), name))
-        packages = [package for name in ranked[:8] for package in self._apt.show([name])][:1]
-        if not packages:
+        # In order of likeness; names that are alternatives of others, or virtual, may not exist.
+        package = next((found[0] for name in ranked if (found := self._apt.show([name]))), None)
+        if package is None:
             raise GuestError(f"no package has {', '.join(missing)}: run this again when the archive is consistent")
-        (package,) = packages
         (archive,) = self._apt.download([package], progress)
         self._apt.unpack(archive, self._root)
         self.packages[package.name] = package
