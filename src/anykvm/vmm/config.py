@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a machine is to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from .errors import VmmError
+from .memory import MIB, VIRTIO_SLOTS
+
+ARCHITECTURES: Final = ("arm64",)
+"""Those this VMM has a machine for."""
+GICS: Final = ("v2", "v3")
+GIC_V2_MAX_VCPUS: Final = 8  # GICD_ITARGETSRn has one bit per CPU interface, in a byte
+COMMAND_LINE_SIZE: Final = 2048  # arch/arm64/include/uapi/asm/setup.h, with the final zero byte
+MAX_DISKS: Final = VIRTIO_SLOTS - 1
+
+
+@dataclass(frozen=True)
+class DiskConfig:
+    """A raw disk image."""
+
+    path: Path
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """A machine, as asked for; sizes in bytes."""
+
+    kernel: Path
+    initrd: Path | None = None
+    command_line: str = ""
+    vcpus: int = 1
+    memory: int = 512 * MIB
+    disks: Sequence[DiskConfig] = field(default_factory=tuple)
+    gic: str = "v3"
+    arch: str = "arm64"
+    backend: str = "auto"
+
+
+def check_config(config: MachineConfig) -> None:
+    """Refuse with one line what can be seen to be impossible before anything is made."""
+    if config.gic not in GICS:
+        raise VmmError(f"no interrupt controller {config.gic!r}: choose --gic v2 or v3")
+    if config.vcpus < 1:
+        raise VmmError(f"a machine with {config.vcpus} vCPUs cannot run: give at least --smp 1")
+    if config.gic == "v2" and config.vcpus > GIC_V2_MAX_VCPUS:
+        raise VmmError(
+            f"a GICv2 has {GIC_V2_MAX_VCPUS} CPUs at most, not {config.vcpus}: "
+            f"use --gic v3, or --smp {GIC_V2_MAX_VCPUS}"
+        )
+    if len(config.disks) > MAX_DISKS:
+        raise VmmError(f"{len(config.disks)} disks are too many: a machine has {MAX_DISKS} at most")
+    line = config.command_line.encode()
+    if len(line) >= COMMAND_LINE_SIZE:
+        raise VmmError(
+            f"the kernel command line is {len(line)} bytes, and a kernel takes {COMMAND_LINE_SIZE - 1}: "
+            "shorten --append"
+        )
+    if b"\0" in line:
+        raise VmmError("the kernel command line has a zero byte in it: check --append")
