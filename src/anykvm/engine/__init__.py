@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The engine: runs guest instructions, and knows nothing of KVM.
+
+A :class:`Machine` is guest-physical memory and the cpus that share it; a cpu (:func:`Cpu`) runs a guest until something
+needs policy and comes back with an :class:`Event`.
+"""
+
+from anykvm.engine.arm64 import Arm64Cpu
+from anykvm.engine.events import COUNTER_HZ, Event
+from anykvm.engine.machine import Cpu, Machine
+
+__all__ = ["COUNTER_HZ", "Arm64Cpu", "Cpu", "Event", "Machine"]

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Why a cpu came back from ``run()``."""
+
+from enum import IntEnum
+from typing import Final
+
+COUNTER_HZ: Final = 62_500_000
+"""The rate of the system counter, in Hz."""
+
+
+class Event(IntEnum):
+    """The first item of what ``run()`` returns; the other three are ``a, b, c``.
+
+    The numbers are those of ``enum event_kind`` in ``src/engine.h``.
+    """
+
+    KICK = 1
+    """Kicked."""
+    MMIO_READ = 2
+    """``a`` address, ``b`` size in bytes; the next ``run(value)`` answers."""
+    MMIO_WRITE = 3
+    """``a`` address, ``b`` size in bytes, ``c`` value."""
+    SYSREG_READ = 4
+    """``a`` encoding; the next ``run(value)`` answers."""
+    SYSREG_WRITE = 5
+    """``a`` encoding, ``c`` value."""
+    HVC = 6
+    """``a`` immediate; the program counter is after the instruction."""
+    SMC = 7
+    """``a`` immediate; the program counter is after the instruction."""
+    WFI = 8
+    """The guest idles and no interrupt line is high."""
+    FETCH = 9
+    """``a`` address: instruction fetch where no memory is."""
+    BREAK = 10
+    """A debug stop."""
+    ERROR = 11
+    """``a`` and ``b`` say what failed inside the engine."""

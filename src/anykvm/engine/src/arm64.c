@@ -1,0 +1,426 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * arm64 on the engine: what is native (exceptions, interrupts, TLB and instruction-cache maintenance) and what parks.
+ *
+ * The functions named __wrap_* take the place of Unicorn's own by the linker's --wrap (setup.py lists them); __real_*
+ * is the original.
+ */
+#include "engine.h"
+
+typedef struct a64_cpreg cpreg;
+
+int cpu_exec_aarch64(void *uc, void *cs);
+void cpu_reset(void *cs);
+void arm_cpu_do_interrupt_aarch64(void *cs);
+bool arm_cpu_exec_interrupt_aarch64(void *cs, int request);
+void arm_rebuild_hflags_aarch64(void *env);
+uint32_t arm_mmu_idx_aarch64(void *env);
+void cpu_loop_exit_aarch64(void *cs) __attribute__((noreturn));
+void cpu_loop_exit_restore_aarch64(void *cs, uintptr_t ra) __attribute__((noreturn));
+bool cpu_restore_state_aarch64(void *cs, uintptr_t ra, bool will_exit);
+void define_one_arm_cp_reg_with_opaque_aarch64(void *cpu, const cpreg *r, void *opaque);
+void tlb_flush_by_mmuidx_aarch64(void *cs, uint16_t idxmap);
+void tlb_flush_page_by_mmuidx_aarch64(void *cs, uint64_t addr, uint16_t idxmap);
+void *tlb_vaddr_to_host_aarch64(void *env, uint64_t addr, int access, int mmu_idx);
+uint64_t qemu_ram_addr_from_host_aarch64(void *uc, void *ptr);
+void tb_invalidate_phys_range_aarch64(void *uc, uint64_t start, uint64_t end);
+void tb_flush_aarch64(void *cs);
+
+#define ALL_IDX 0xffffu
+
+/* Applying what this or another cpu asked for. */
+
+static void apply(struct cpu *c, const struct op *op)
+{
+    switch (op->kind) {
+    case OP_FLUSH:
+        tlb_flush_by_mmuidx_aarch64(c->cs, op->arg & ALL_IDX);
+        break;
+    case OP_FLUSH_PAGE:
+        tlb_flush_page_by_mmuidx_aarch64(c->cs, op->addr, op->arg & ALL_IDX);
+        break;
+    case OP_INVALIDATE: {
+        uint64_t ram;
+
+        /* A region this cpu has not mapped yet has no translated code. */
+        for (int i = 0; i < c->nregions; i++) {
+            if (op->addr - (uint64_t)c->regions[i].hva < c->regions[i].size) {
+                ram = qemu_ram_addr_from_host_aarch64(c->uc, (void *)op->addr);
+                tb_invalidate_phys_range_aarch64(c->uc, ram, ram + op->arg);
+                break;
+            }
+        }
+        break;
+    }
+    case OP_FLUSH_CODE:
+        tb_flush_aarch64(c->cs);
+        break;
+    }
+}
+
+static void everywhere(struct cpu *c, enum op_kind kind, uint64_t addr, uint64_t arg)
+{
+    struct op op = {kind, addr, arg};
+    machine_broadcast(c->m, c, &op);
+}
+
+/* TLB maintenance the guest broadcasts: Unicorn does it on the issuing cpu only. */
+
+void __wrap_tlb_flush_by_mmuidx_all_cpus_synced_aarch64(void *cs, uint16_t idxmap)
+{
+    tlb_flush_by_mmuidx_aarch64(cs, idxmap);
+    everywhere(cpu_of(cs), OP_FLUSH, 0, idxmap);
+}
+
+void __wrap_tlb_flush_page_by_mmuidx_all_cpus_synced_aarch64(void *cs, uint64_t addr, uint16_t idxmap)
+{
+    tlb_flush_page_by_mmuidx_aarch64(cs, addr, idxmap);
+    everywhere(cpu_of(cs), OP_FLUSH_PAGE, addr & ~(GUEST_PAGE - 1), idxmap);
+}
+
+void __wrap_tlb_flush_all_cpus_synced_aarch64(void *cs)
+{
+    tlb_flush_by_mmuidx_aarch64(cs, ALL_IDX);
+    everywhere(cpu_of(cs), OP_FLUSH, 0, ALL_IDX);
+}
+
+/* Instruction-cache maintenance: this is how translated code learns of new code (by a guest or a device). */
+
+static void ic_ivau(void *env, const cpreg *ri, uint64_t va)
+{
+    void *uc = FIELD(env, A64_ENV_UC, void *);
+    struct cpu *c = cpu_of_uc(uc);
+    char *host = tlb_vaddr_to_host_aarch64(env, va & ~(GUEST_PAGE - 1), ACCESS_LOAD, arm_mmu_idx_aarch64(env) & 0xf);
+
+    (void)ri;
+    if (host) {
+        struct op op = {OP_INVALIDATE, (uint64_t)host, GUEST_PAGE};
+        apply(c, &op);
+        machine_broadcast(c->m, c, &op);
+    } else {
+        c->flush_code = true;
+        everywhere(c, OP_FLUSH_CODE, 0, 0);
+        cpu_force_exit(c);
+    }
+}
+
+static void ic_iallu(void *env, const cpreg *ri, uint64_t unused)
+{
+    struct cpu *c = cpu_of_uc(FIELD(env, A64_ENV_UC, void *));
+
+    (void)ri, (void)unused;
+    /* The code buffer cannot go while a block of it runs: this block is the last one. */
+    c->flush_code = true;
+    cpu_force_exit(c);
+    everywhere(c, OP_FLUSH_CODE, 0, 0);
+}
+
+/* Every block that is not this cpu's alone uses host atomics. */
+void __real_gen_intermediate_code_aarch64(void *cs, void *tb, int max_insns);
+void __wrap_gen_intermediate_code_aarch64(void *cs, void *tb, int max_insns)
+{
+    struct cpu *c = cpu_of(cs);
+    uint32_t *cflags = &FIELD(tb, TB_CFLAGS, uint32_t);
+    uint32_t *tcg_cflags = &FIELD(FIELD(c->uc, UC_TCG_CTX, void *), TCG_TB_CFLAGS, uint32_t);
+    uint32_t saved = *cflags;
+
+    c->cur_tb = tb;
+    c->n_blocks++;
+    *cflags |= CF_PARALLEL;
+    *tcg_cflags |= CF_PARALLEL;
+    __real_gen_intermediate_code_aarch64(cs, tb, max_insns);
+    /* Lookups compare the flags and know nothing of this one. */
+    *cflags = saved;
+}
+
+/* Unicorn scans the whole TLB after each translation to catch writes to code; IC maintenance tells us. */
+void __wrap_tlb_reset_dirty_by_vaddr_aarch64(void *cs, uint64_t start, uint64_t length)
+{
+    (void)cs, (void)start, (void)length;
+}
+
+/* TLB fills */
+
+bool __real_arm_cpu_tlb_fill_aarch64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra);
+bool __wrap_arm_cpu_tlb_fill_aarch64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra)
+{
+    struct cpu *c = cpu_of(cs);
+    bool ok;
+
+    c->fill.va = va;
+    c->fill.ra = ra;
+    c->fill.access = access;
+    c->fill.nonram = false;
+    c->fill.active = true;
+    ok = __real_arm_cpu_tlb_fill_aarch64(cs, va, size, access, mmu_idx, probe, ra);
+    c->fill.active = false;
+    if (ok && c->fill.nonram && access == ACCESS_FETCH && !probe) {
+        c->fetch_fault = true;
+        FIELD(cs, CS_EXCEPTION_INDEX, int32_t) = EXCP_INTERRUPT;
+        cpu_loop_exit_aarch64(cs);
+    }
+    return ok;
+}
+
+void __real_tlb_set_page_with_attrs_aarch64(void *cs, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx,
+                                            uint64_t size);
+void __wrap_tlb_set_page_with_attrs_aarch64(void *cs, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx,
+                                            uint64_t size)
+{
+    struct cpu *c = cpu_of(cs);
+    struct region *r = cpu_region(c, pa);
+    char *fast, *entry;
+
+    c->fill.pa_page = pa & ~(GUEST_PAGE - 1);
+    if (r && r->dirty && (prot & PAGE_WRITE)) {
+        uint64_t page = (pa - r->gpa) / GUEST_PAGE, bit = 1ul << (page % 64);
+
+        /* A clean page stays unwritable until it is written: that fill sets its bit. */
+        if (c->fill.active && c->fill.access == ACCESS_STORE)
+            __atomic_fetch_or(&r->dirty[page / 64], bit, __ATOMIC_RELAXED);
+        else if (!(__atomic_load_n(&r->dirty[page / 64], __ATOMIC_RELAXED) & bit))
+            prot &= ~PAGE_WRITE;
+    }
+    __real_tlb_set_page_with_attrs_aarch64(cs, va, pa, attrs, prot, mmu_idx, size);
+
+    fast = c->cs + A64_NEG + A64_TLB_FAST + 16 * mmu_idx;
+    entry = FIELD(fast, 8, char *) + ((va >> (12 - TLB_ENTRY_BITS)) & FIELD(fast, 0, uint64_t));
+    if (!r) {
+        /* Every access to a hole fills again, so that the fill tells its address and where to return to. */
+        FIELD(entry, TLBE_READ, uint64_t) |= A64_TLB_INVALID;
+        FIELD(entry, TLBE_WRITE, uint64_t) |= A64_TLB_INVALID;
+        FIELD(entry, TLBE_CODE, uint64_t) |= A64_TLB_INVALID;
+        c->fill.nonram = true;
+    } else if (prot & PAGE_WRITE) {
+        uint64_t *w = &FIELD(entry, TLBE_WRITE, uint64_t);
+
+        if (r->readonly)
+            *w = (*w & ~A64_TLB_NOTDIRTY) | A64_TLB_INVALID | A64_TLB_MMIO;
+        else
+            *w &= ~A64_TLB_NOTDIRTY;
+    }
+}
+
+/* Interrupts: asked at each return to the main loop; Unicorn's request word is never zero, so it always asks. */
+
+static bool exec_interrupt(void *cs, int request)
+{
+    struct cpu *c = cpu_of(cs);
+    unsigned lines;
+
+    (void)request;
+    if (cpu_attention(c)) {
+        FIELD(cs, CS_EXIT_REQUEST, bool) = true;
+        return false;
+    }
+    lines = atomic_load_explicit(&c->lines, memory_order_relaxed);
+    if (!lines)
+        return false;
+    return arm_cpu_exec_interrupt_aarch64(cs, (lines & 1 ? INTERRUPT_HARD : 0) | (lines & 2 ? INTERRUPT_FIQ : 0));
+}
+
+static bool has_work(void *cs)
+{
+    struct cpu *c = cpu_of(cs);
+    return atomic_load(&c->lines) || atomic_load(&c->kicked);
+}
+
+/* Exceptions: delivered here, natively; hypercalls park. The state is coherent. */
+static void on_exception(void *uc, uint32_t number, void *unused)
+{
+    struct cpu *c = cpu_of_uc(uc);
+    uint32_t syndrome = FIELD(c->env, A64_EXC_SYNDROME, uint32_t);
+
+    (void)unused;
+    FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
+    c->fill.active = false;
+    if (number == A64_EXCP_HVC)
+        cpu_park(c, EV_HVC, syndrome & 0xffff, 0, 0);
+    else if (number == A64_EXCP_SMC)
+        cpu_park(c, EV_SMC, syndrome & 0xffff, 0, 0);
+    else
+        arm_cpu_do_interrupt_aarch64(c->cs);
+}
+
+/* System registers */
+
+static uint64_t trap_read(void *env, const cpreg *ri)
+{
+    struct cpu *c = cpu_of_uc(FIELD(env, A64_ENV_UC, void *));
+    uint64_t v = cpu_park(c, EV_SYSREG_READ, ((struct trap *)ri->opaque)->enc, 0, 0);
+
+    if (c->abandon)
+        c->m->target->restore(c, 0);
+    return v;
+}
+
+static void trap_write(void *env, const cpreg *ri, uint64_t value)
+{
+    struct cpu *c = cpu_of_uc(FIELD(env, A64_ENV_UC, void *));
+
+    cpu_park(c, EV_SYSREG_WRITE, ((struct trap *)ri->opaque)->enc, 0, value);
+    if (c->abandon)
+        c->m->target->restore(c, 0);
+}
+
+static cpreg describe(uint32_t enc)
+{
+    cpreg r = {0};
+
+    r.name = "anykvm";
+    r.opc0 = enc >> 14 & 3;
+    r.opc1 = enc >> 11 & 7;
+    r.crn = enc >> 7 & 15;
+    r.crm = enc >> 3 & 15;
+    r.opc2 = enc & 7;
+    r.state = CPREG_STATE_AA64;
+    r.type = CPREG_OVERRIDE | CPREG_NO_RAW;
+    return r;
+}
+
+static void define(struct cpu *c, const cpreg *r, void *opaque)
+{
+    define_one_arm_cp_reg_with_opaque_aarch64(c->cs, r, opaque);
+}
+
+#define SYS(op0, op1, crn, crm, op2) ((op0) << 14 | (op1) << 11 | (crn) << 7 | (crm) << 3 | (op2))
+
+static int setup(struct cpu *c)
+{
+    char *class = FIELD(c->cs, CS_CLASS, char *);
+    uc_hook hook;
+    cpreg r;
+
+    if (uc_hook_add(c->uc, &hook, UC_HOOK_INTR, (void *)on_exception, NULL, 1, 0) != UC_ERR_OK)
+        return -1;
+    FIELD(class, CC_EXEC_INTERRUPT, void *) = (void *)exec_interrupt;
+    FIELD(class, CC_HAS_WORK, void *) = (void *)has_work;
+
+    r = describe(SYS(1, 3, 7, 5, 1));
+    r.access = CPREG_PL0_W;
+    r.writefn = ic_ivau;
+    define(c, &r, NULL);
+    r = describe(SYS(1, 0, 7, 5, 0));
+    r.access = CPREG_PL1_W;
+    r.writefn = ic_iallu;
+    define(c, &r, NULL);
+    r = describe(SYS(1, 0, 7, 1, 0));
+    r.access = CPREG_PL1_W;
+    r.writefn = ic_iallu;
+    define(c, &r, NULL);
+
+    for (int i = 0; i < c->m->nconstants; i++) {
+        r = describe(c->m->constants[i].enc);
+        r.type |= CPREG_CONST;
+        r.type &= ~CPREG_NO_RAW;
+        r.access = (c->m->constants[i].enc >> 11 & 7) == 3 ? CPREG_PL1_R | 2 : CPREG_PL1_R;
+        r.resetvalue = c->m->constants[i].value;
+        define(c, &r, NULL);
+    }
+    for (int i = 0; i < c->m->ntraps; i++) {
+        r = describe(c->m->traps[i].enc);
+        r.type |= CPREG_RAISES_EXC;
+        r.access = CPREG_PL1_RW;
+        r.readfn = trap_read;
+        r.writefn = trap_write;
+        define(c, &r, &c->m->traps[i]);
+    }
+    return 0;
+}
+
+static void write_sys(struct cpu *c, uint32_t op0, uint32_t op1, uint32_t crn, uint32_t crm, uint32_t op2, uint64_t v)
+{
+    uc_arm64_cp_reg r = {.crn = crn, .crm = crm, .op0 = op0, .op1 = op1, .op2 = op2, .val = v};
+    uc_reg_write(c->uc, UC_ARM64_REG_CP_REG, &r);
+}
+
+/* AArch64 EL1h, interrupts masked, MMU off, non-secure; EL2 and EL3 exist only so that HVC and SMC arrive. */
+static void reset(struct cpu *c)
+{
+    uint64_t pstate = 0x3c5;
+
+    cpu_reset(c->cs);
+    FIELD(c->uc, UC_STOP_INTERRUPT, void *) = NULL;
+    uc_reg_write(c->uc, UC_ARM64_REG_PSTATE, &pstate);
+    memset(c->env + A64_XREGS, 0, 32 * 8);
+    FIELD(c->env, A64_PC, uint64_t) = 0;
+    write_sys(c, 3, 6, 1, 1, 0, 0x501);      /* SCR_EL3: NS, HCE, RW */
+    write_sys(c, 3, 4, 1, 1, 0, 1ul << 31);  /* HCR_EL2: RW */
+    write_sys(c, 3, 4, 14, 1, 0, 3);         /* CNTHCTL_EL2: the counters are not trapped */
+    arm_rebuild_hflags_aarch64(c->env);
+}
+
+static void refresh(struct cpu *c)
+{
+    arm_rebuild_hflags_aarch64(c->env);
+}
+
+static void sync(struct cpu *c, uintptr_t ra)
+{
+    if (ra)
+        cpu_restore_state_aarch64(c->cs, ra, false);
+}
+
+static void restore(struct cpu *c, uintptr_t ra)
+{
+    FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = EXCP_INTERRUPT;
+    if (ra)
+        cpu_loop_exit_restore_aarch64(c->cs, ra);
+    cpu_loop_exit_aarch64(c->cs);
+}
+
+/* Check the layout table against what the public API shows; the name of what is wrong, or NULL. */
+static const char *verify(uc_engine *uc)
+{
+    uint64_t magic = 0x0123456789abcdef, out = 0;
+    uc_arm64_cp_reg vmpidr = {.crn = 0, .crm = 0, .op0 = 3, .op1 = 4, .op2 = 5, .val = magic};
+    char *cs, *env;
+
+    uc_reg_write(uc, UC_ARM64_REG_X0, &magic);
+    cs = FIELD(uc, UC_CPU, char *);
+    if (!cs || FIELD(cs, CS_UC, void *) != (void *)uc)
+        return "CPUState";
+    env = FIELD(cs, CS_ENV, char *);
+    if (env != cs + A64_ENV || FIELD(env, A64_ENV_UC, void *) != (void *)uc)
+        return "CPUARMState";
+    if (FIELD(cs, CS_CLASS, char *) != cs + A64_CLASS)
+        return "CPUClass";
+    if (FIELD(FIELD(cs, CS_CLASS, char *), CC_EXEC_INTERRUPT, void *) != (void *)arm_cpu_exec_interrupt_aarch64)
+        return "cpu_exec_interrupt";
+    if (FIELD(env, A64_XREGS, uint64_t) != magic)
+        return "xregs";
+    magic ^= ~0ul;
+    uc_reg_write(uc, UC_ARM64_REG_PC, &magic);
+    if (FIELD(env, A64_PC, uint64_t) != magic)
+        return "pc";
+    uc_reg_write(uc, UC_ARM64_REG_SP_EL0, &magic);
+    if (FIELD(env, A64_SP_EL, uint64_t) != magic)
+        return "sp_el";
+    uc_reg_write(uc, UC_ARM64_REG_ELR_EL1, &magic);
+    if (FIELD(env, A64_ELR_EL + 8, uint64_t) != magic)
+        return "elr_el";
+    uc_reg_write(uc, UC_ARM64_REG_CP_REG, &vmpidr);
+    if (FIELD(env, A64_VMPIDR, uint64_t) != vmpidr.val)
+        return "vmpidr_el2";
+    if (FIELD(uc, UC_PAGE_SIZE, uint32_t) != GUEST_PAGE)
+        return "page size";
+    if (FIELD(cs, CS_ICOUNT_DECR, char *) != cs + A64_NEG + A64_ICOUNT_DECR)
+        return "icount_decr";
+    uc_reg_read(uc, UC_ARM64_REG_X0, &out);
+    return out == 0x0123456789abcdef ? NULL : "register API";
+}
+
+const struct target target_arm64 = {
+    .name = "arm64",
+    .uc_arch = UC_ARCH_ARM64,
+    .uc_mode = UC_MODE_ARM,
+    .cpu_model = UC_CPU_ARM64_A57,
+    .verify = verify,
+    .setup = setup,
+    .exec = cpu_exec_aarch64,
+    .reset = reset,
+    .refresh = refresh,
+    .apply = apply,
+    .sync = sync,
+    .restore = restore,
+};

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Where the pinned Unicorn (2.1.4, 64-bit Linux hosts) keeps what the engine touches.
+ *
+ * The wheel ships a static archive and public headers only; these offsets describe the structures behind them. They
+ * hold for exactly one version: layout_verify() checks them against the public register API before anything runs, and
+ * the module refuses to load when one is wrong.
+ */
+#ifndef ANYKVM_LAYOUT_H
+#define ANYKVM_LAYOUT_H
+
+#define UNICORN_MAJOR 2
+#define UNICORN_MINOR 1
+#define UNICORN_PATCH 4
+
+/* struct uc_struct */
+#define UC_STOP_INTERRUPT 224 /* which exceptions end emulation: none may */
+#define UC_MEMORY_MAPPING 288 /* function: physical address -> region */
+#define UC_CPU 440
+#define UC_IO_UNASSIGNED 480 /* the region of every hole in the memory map */
+#define UC_TCG_CTX 768
+#define UC_INVALID_ERROR 1424
+#define UC_SIZE_RECUR_MEM 1384
+#define UC_THREAD_DATA 1976 /* unused on Linux: our struct cpu */
+#define UC_PAGE_SIZE 1984
+#define UC_NO_EXIT_REQUEST 2034
+#define UC_NESTED_LEVEL 14840
+
+/* MemoryRegion, MemoryRegionOps */
+#define MR_OPS 16
+#define MR_PERMS 136
+
+/* CPUState */
+#define CS_EXIT_REQUEST 21
+#define CS_STOP 17
+#define CS_STOPPED 18
+#define CS_INTERRUPT_REQUEST 28
+#define CS_ENV 296
+#define CS_ICOUNT_DECR 304
+#define CS_HALTED 33176
+#define CS_EXCEPTION_INDEX 33184
+#define CS_UC 33192
+#define CS_CLASS 33200
+
+/* CPUClass */
+#define CC_HAS_WORK 8
+#define CC_EXEC_INTERRUPT 144
+
+/* TranslationBlock, TCGContext */
+#define TB_CFLAGS 24
+#define TCG_TB_CFLAGS 100
+
+/* The software TLB: one {mask, table} pair per MMU mode, 64-byte entries. */
+#define TLB_ENTRY_BITS 6
+#define TLBE_READ 0
+#define TLBE_WRITE 8
+#define TLBE_CODE 16
+
+/* What never differs between targets. */
+#define CF_PARALLEL 0x80000u
+#define EXCP_INTERRUPT 0x10000
+#define EXCP_HLT 0x10001
+#define EXCP_DEBUG 0x10002
+#define EXCP_HALTED 0x10003
+#define EXCP_YIELD 0x10004
+#define EXCP_ATOMIC 0x10005
+#define INTERRUPT_HARD 0x0002
+#define INTERRUPT_FIQ 0x0010
+#define ACCESS_LOAD 0
+#define ACCESS_STORE 1
+#define ACCESS_FETCH 2
+#define PAGE_READ 1
+#define PAGE_WRITE 2
+#define PAGE_EXEC 4
+#define MEMTX_OK 0
+#define MEMTX_DECODE_ERROR 2
+
+/* aarch64 */
+#define A64_ENV 41808
+#define A64_NEG 33216
+#define A64_TLB_FAST 8384 /* within NEG */
+#define A64_ICOUNT_DECR 8576  /* within NEG */
+#define A64_CLASS 55128
+#define A64_TLB_INVALID 0x200ul
+#define A64_TLB_NOTDIRTY 0x100ul
+#define A64_TLB_MMIO 0x080ul
+
+#define A64_XREGS 64
+#define A64_PC 320
+#define A64_PSTATE 328
+#define A64_BANKED_SPSR 352
+#define A64_DAIF 560
+#define A64_ELR_EL 568
+#define A64_SP_EL 600
+#define A64_EXC_SYNDROME 3024
+#define A64_EXC_TARGET_EL 3040
+#define A64_CNTVOFF 1384
+#define A64_VPIDR 2824
+#define A64_VMPIDR 2832
+#define A64_ENV_UC 12728
+
+#define A64_EXCP_UDEF 1
+#define A64_EXCP_HVC 11
+#define A64_EXCP_SMC 13
+
+/* ARMCPRegInfo: how one system register is described. */
+struct a64_cpreg {
+    const char *name;
+    uint8_t cp, crn, crm, opc0, opc1, opc2;
+    int state, type, access, secure;
+    void *opaque;
+    uint64_t resetvalue;
+    int64_t fieldoffset, bank_fieldoffsets[2];
+    void *accessfn;
+    uint64_t (*readfn)(void *env, const struct a64_cpreg *ri);
+    void (*writefn)(void *env, const struct a64_cpreg *ri, uint64_t value);
+    void *raw_readfn, *raw_writefn, *resetfn, *orig_readfn, *orig_writefn;
+};
+#define CPREG_STATE_AA64 1
+#define CPREG_CONST 0x0002
+#define CPREG_OVERRIDE 0x0010
+#define CPREG_NO_RAW 0x0080
+#define CPREG_RAISES_EXC 0x8000
+#define CPREG_PL1_RW 0xfc
+#define CPREG_PL1_R 0xa8
+#define CPREG_PL0_RW 0xff
+#define CPREG_PL1_W 0x54
+#define CPREG_PL0_W 0x55
+
+#define FIELD(base, offset, type) (*(__typeof__(type) *)((char *)(base) + (offset)))
+
+#endif

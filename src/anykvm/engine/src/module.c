@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The extension module: refuses to load on any Unicorn but the one its layout table describes. */
+#include "engine.h"
+
+#include <time.h>
+
+uint64_t monotonic_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+unsigned long main_thread;
+
+/* The thread whose signal handlers Python runs; the same number after a fork. */
+static int find_main_thread(void)
+{
+    PyObject *threading = PyImport_ImportModule("threading");
+    PyObject *thread = threading ? PyObject_CallMethod(threading, "main_thread", NULL) : NULL;
+    PyObject *ident = thread ? PyObject_GetAttrString(thread, "ident") : NULL;
+
+    if (ident)
+        main_thread = PyLong_AsUnsignedLong(ident);
+    Py_XDECREF(ident);
+    Py_XDECREF(thread);
+    Py_XDECREF(threading);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static const char *verify(const struct target *t)
+{
+    uc_engine *uc;
+    const char *wrong;
+
+    if (uc_version(NULL, NULL) >> 8 != (UNICORN_MAJOR << 16 | UNICORN_MINOR << 8 | UNICORN_PATCH))
+        return "version";
+    if (uc_open(t->uc_arch, t->uc_mode, &uc) != UC_ERR_OK)
+        return "uc_open";
+    uc_ctl_set_cpu_model(uc, t->cpu_model);
+    uc_ctl_set_page_size(uc, GUEST_PAGE);
+    uc_ctl_set_tcg_buffer_size(uc, 1024 * 1024);
+    wrong = t->verify(uc);
+    uc_close(uc);
+    return wrong;
+}
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_engine", "Runs guest instructions; knows nothing of KVM.", -1, NULL, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__engine(void)
+{
+    const char *wrong = verify(&target_arm64);
+    PyObject *module;
+
+    if (wrong) {
+        PyErr_Format(PyExc_ImportError,
+                     "this engine was linked with a Unicorn whose layout differs (%s): rebuild anykvm with unicorn==%d.%d.%d",
+                     wrong, UNICORN_MAJOR, UNICORN_MINOR, UNICORN_PATCH);
+        return NULL;
+    }
+    if (find_main_thread())
+        return NULL;
+    module = PyModule_Create(&definition);
+    if (!module)
+        return NULL;
+    if (machine_type_init(module) || cpu_type_init(module)) {
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}
