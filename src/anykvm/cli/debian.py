@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A Debian guest for a command: from the cache, or fetched with a progress bar on the first use."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from anykvm.guests import Guest, build_initramfs, installed, pull
+
+from . import messages
+
+
+def guest(arch: str, *, refresh: bool = False) -> Guest:
+    """The guest of `arch`; ``GuestError`` if it cannot be had."""
+    found = None if refresh else installed(arch)
+    if found is not None:
+        return found
+    messages.line(f"fetching Debian's {arch} kernel, busybox and hackbench through apt (once)")
+    if sys.stderr is not None and sys.stderr.isatty():
+        return _with_bar(arch, refresh)
+    stages: list[str] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if stage not in stages:
+            stages.append(stage)
+            messages.line(f"{stage}...")
+
+    return pull(arch, refresh=refresh, progress=progress)
+
+
+def initramfs(guest: Guest) -> Path:
+    """The image that goes with `guest`; built on the first use, which takes a second."""
+    return build_initramfs(guest)
+
+
+def _with_bar(arch: str, refresh: bool) -> Guest:
+    from rich.console import Console  # noqa: PLC0415  (slow to import)
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bar.add_task(stage, total=None)
+            bar.update(tasks[stage], completed=done, total=total or None)
+
+        return pull(arch, refresh=refresh, progress=progress)

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The command's entry: which subcommands there are, and how every error becomes one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+
+from . import messages
+
+EXIT_BAD_INPUT: Final = 2
+EXIT_INTERNAL: Final = 4
+EXIT_INTERRUPTED: Final = 130
+
+# Name, where it is, and what --help says: a subcommand's modules are imported when it is used.
+_COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "check": ("anykvm.cli.check", "check", "Show what this machine offers: backends, architectures, and why not."),
+    "boot": ("anykvm.cli.boot", "boot", "Boot Linux; its console is this terminal."),
+    "hackbench": ("anykvm.cli.hackbench", "hackbench", "Boot a Debian guest, run hackbench in it, print the result."),
+    "guest": ("anykvm.cli.guest", "guest", "List and fetch Debian guests."),
+}
+
+
+class _Commands(click.Group):
+    """Subcommands by name, imported late."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = _COMMANDS.get(cmd_name)
+        if found is None:
+            return None
+        module, attribute, _ = found
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
+
+
+def _version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version  # noqa: PLC0415  (slow to import)
+
+        click.echo(f"anykvm {version('anykvm')}")
+        ctx.exit()
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_version, help="Show the version.")
+def anykvm() -> None:
+    """KVM in user space, for every architecture."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit status. What goes wrong is told in one line."""
+    try:
+        status: Any = anykvm.main(args=arguments, prog_name="anykvm", standalone_mode=False)
+        sys.stdout.flush()
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
+        return EXIT_BAD_INPUT
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "anykvm"
+        message = error.format_message().rstrip(".").replace("\n", " ")
+        messages.error(f"{message[:1].lower()}{message[1:]} (see {where} --help)")
+        return EXIT_BAD_INPUT
+    except click.ClickException as error:
+        messages.error(error.format_message())
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        messages.error("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone, and wants to hear nothing.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _failed(error)
+
+
+def _failed(error: Exception) -> int:
+    from anykvm.guests.errors import GuestError  # noqa: PLC0415  (only needed when something fails)
+    from anykvm.vmm.errors import VmmError  # noqa: PLC0415
+
+    messages.trace(error)
+    match error:
+        case VmmError():
+            messages.error(str(error))
+            return EXIT_BAD_INPUT
+        case GuestError():
+            messages.error(str(error))
+            return 1
+        case OSError() if error.filename is not None:
+            messages.error(f"{error.filename}: {error.strerror}")
+            return 1
+        case OSError():
+            messages.error(error.strerror or str(error))
+            return 1
+        case MemoryError():
+            messages.error("this host has no memory left: close something, or give a smaller --memory")
+            return 1
+        case _:
+            hint = "" if messages.verbose else " (a bug in anykvm; -v shows where)"
+            messages.error(f"{type(error).__name__}: {error}".replace("\n", " ") + hint)
+            return EXIT_INTERNAL
+
+
+def main() -> None:
+    """The ``anykvm`` script."""
+    sys.exit(run())

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Options that several subcommands have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from . import messages
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+BACKENDS: Final = ("auto", "software", "host")
+
+
+def _verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        messages.verbose = True
+
+
+def common(function: _F) -> _F:
+    """--json and -v."""
+    function = click.option(
+        "-v",
+        "--verbose",
+        is_flag=True,
+        expose_value=False,
+        callback=_verbose,
+        help="Say more; show where errors come from.",
+    )(function)
+    return click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")(function)
+
+
+def backend(function: _F) -> _F:
+    """--backend."""
+    return click.option(
+        "--backend",
+        type=click.Choice(BACKENDS),
+        default="auto",
+        show_default=True,
+        help="What runs the guest: anykvm's own KVM, or the machine's /dev/kvm.",
+    )(function)
+
+
+def architecture(function: _F) -> _F:
+    """ARCH."""
+    return click.argument("arch")(function)
+
+
+def machine(smp: int, memory: str) -> Callable[[_F], _F]:
+    """--smp, --memory, --gic, --timeout."""
+
+    def decorate(function: _F) -> _F:
+        for option in (
+            click.option(
+                "--timeout", type=click.FloatRange(min=0, min_open=True), help="Give up after so many seconds."
+            ),
+            click.option(
+                "--gic", type=click.Choice(("v2", "v3")), default="v3", show_default=True, help="arm64: its GIC."
+            ),
+            click.option(
+                "--memory", default=memory, show_default=True, help="RAM: MiB, or a number with K, M, G or T."
+            ),
+            click.option("--smp", type=int, default=smp, show_default=True, help="How many vCPUs."),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def check_architecture(arch: str) -> None:
+    """Refuse an architecture there is no machine for."""
+    from anykvm.vmm.config import ARCHITECTURES  # noqa: PLC0415  (not for --help)
+
+    if arch not in ARCHITECTURES:
+        raise click.UsageError(f"no machine for {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
