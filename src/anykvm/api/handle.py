@@ -68,11 +68,13 @@ class Handle:
         """
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
-            self._release()
-            self._backend.close(fd)
+            try:
+                self._backend.close(fd)
+            finally:
+                self._release()
 
     def _release(self) -> None:
-        """Drop what goes with the fd, just before it is closed."""
+        """Drop what goes with the fd, once it is closed."""
 
     def ioctl(self, request: int, arg: int | ctypes.Structure | ctypes.Array[ctypes.c_char] = 0) -> int:
         """Make any request: what this API has no method for.

@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import sys
+import threading
 from collections.abc import Iterable
 from contextlib import suppress
 
@@ -61,8 +62,33 @@ class Vcpu(Configurable, Attributed):
         self._words = self._page.cast("I")
         self._answer = backend.ioctl
         self._kicked = False
+        self._running = False
+        self._released = False
+        self._release_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the file descriptor and unmap the run page; a second call does nothing.
+
+        A run in progress on another thread is kicked; the guest's memory stays until that has returned.
+
+        >>> vcpu.close()
+        >>> vcpu.closed
+        True
+        """
+        if self._fd >= 0 and self._running:
+            self.kick()
+        super().close()
 
     def _release(self) -> None:
+        # Run first says that it runs and then takes the fd, close the other way round: one of them sees the other.
+        if not self._running:
+            self._release_once()
+
+    def _release_once(self) -> None:
+        with self._release_lock:
+            if self._released:
+                return
+            self._released = True
         self._words.release()
         self._page.release()
         # Where run_page is still held, the pages go with it.
@@ -111,11 +137,16 @@ class Vcpu(Configurable, Attributed):
         >>> vcpu.run()
         MmioWrite(address=0x9000000, data=b'A')
         """
+        self._running = True
         try:
             self._answer(self._fd, KVM_RUN, 0)
+            return decode(self._page, self._words[2])
         except OSError as error:
             return self._failed(error)
-        return decode(self._page, self._words[2])
+        finally:
+            self._running = False
+            if self._fd < 0:
+                self._release_once()
 
     def _failed(self, error: OSError) -> Exit:
         self.fd  # noqa: B018

@@ -47,7 +47,7 @@ class Vm(MemorySlots, Interrupts, Capable, Configurable, Attributed):
         1
         >>> vm.create_vcpu(1)
         Traceback (most recent call last):
-        OSError: [Errno 17] File exists
+        FileExistsError: [Errno 17] File exists
         """
         fd = self.ioctl(KVM_CREATE_VCPU, vcpu_id)
         try:

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The host backend: refusals that need no KVM, then the machine's own /dev/kvm where it has one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from anykvm.api import GuestMemory, Interrupted, Kvm, Vm
+from anykvm.host import HostBackend, host_arch, probe
+from anykvm.uapi import common
+
+pytestmark = pytest.mark.timeout(20)
+
+
+def test_probe_says_what_is_wrong(tmp_path: Path) -> None:
+    assert "is not there" in (probe(str(tmp_path / "kvm")) or "")
+    assert probe("/dev/null") == "/dev/null is not KVM"
+    assert "cannot be opened: Is a directory" in (probe(str(tmp_path)) or "")
+    assert "\n" not in (probe(str(tmp_path / "kvm")) or "")
+
+
+def test_probe_says_who_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert "join the group that owns it" in (probe() or "")
+
+
+def test_probe_wants_version_12(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anykvm.host.backend._libc_ioctl", lambda *args: 13)
+    assert probe("/dev/null") == "/dev/null speaks version 13 of the KVM API, not 12"
+
+
+def test_open_refuses_as_the_kernel_does(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        HostBackend(str(tmp_path / "kvm")).open()
+
+
+@pytest.mark.parametrize("request_number", [common.KVM_GET_API_VERSION, common.KVM_RUN])
+def test_errors_are_the_kernels(request_number: int) -> None:
+    backend = HostBackend("/dev/null")
+    with pytest.raises(OSError) as caught:
+        backend.ioctl(-1, request_number)
+    assert caught.value.errno == errno.EBADF
+    fd = backend.open()
+    with pytest.raises(OSError) as caught:
+        backend.ioctl(fd, request_number)
+    assert caught.value.errno == errno.ENOTTY
+    backend.close(fd)
+    with pytest.raises(OSError) as caught:
+        backend.close(fd)
+    assert caught.value.errno == errno.EBADF
+    backend.kick(fd)  # nothing runs: nothing to do
+
+
+def test_host_arch_is_one_of_ours() -> None:
+    assert host_arch() == {"aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
+
+
+# From here on: the real thing, gently.
+
+
+@pytest.fixture
+def kvm() -> Iterator[Kvm]:
+    reason = probe()
+    if reason is not None:
+        pytest.skip(reason)
+    with Kvm("host", arch=host_arch()) as kvm:
+        yield kvm
+
+
+@pytest.fixture
+def vm(kvm: Kvm) -> Iterator[Vm]:
+    with kvm.create_vm() as vm:
+        yield vm
+
+
+@pytest.mark.kvm
+def test_system(kvm: Kvm) -> None:
+    assert kvm.api_version() == common.KVM_API_VERSION
+    assert kvm.vcpu_mmap_size() >= 4096
+    assert kvm.check_extension(common.KVM_CAP_USER_MEMORY) == 1
+    assert kvm.check_extension(0x7FFF) == 0
+    with pytest.raises(OSError) as caught:
+        kvm.ioctl(0xAEFF)
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.kvm
+def test_a_vcpu_and_its_run_page(vm: Vm) -> None:
+    with vm.create_vcpu(0) as vcpu:
+        page = vcpu.run_page
+        assert page.exit_reason == 0
+        vcpu.immediate_exit = True
+        assert page.immediate_exit == 1
+        assert vcpu.run() == Interrupted()
+        assert vcpu.immediate_exit
+        assert os.readlink(f"/proc/self/fd/{vcpu.fd}") == "anon_inode:kvm-vcpu:0"
+
+
+@pytest.mark.kvm
+def test_vcpu_ids(kvm: Kvm, vm: Vm) -> None:
+    with vm.create_vcpu(3):
+        pass
+    with pytest.raises(OSError) as caught:
+        vm.create_vcpu(3)  # closing does not free the id
+    assert caught.value.errno == errno.EEXIST
+    for vcpu_id in (kvm.check_extension(common.KVM_CAP_MAX_VCPU_ID), -1, 1 << 31):
+        with pytest.raises(OSError) as caught:
+            vm.create_vcpu(vcpu_id)
+        assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.kvm
+def test_no_fd_left_and_then_the_same_id(vm: Vm) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            vm.create_vcpu(0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert caught.value.errno == errno.EMFILE
+    with vm.create_vcpu(0) as vcpu:
+        assert vcpu.vcpu_id == 0
+
+
+@pytest.mark.kvm
+def test_memory_slots(vm: Vm) -> None:
+    with GuestMemory(1 << 16) as memory:
+        vm.set_user_memory_region(0, 0x10000, memory)
+        with pytest.raises(OSError) as caught:
+            vm.set_user_memory_region(1, 0x10000, memory)
+        assert caught.value.errno == errno.EEXIST
+        vm.set_user_memory_region(0, 0, None)
+        with pytest.raises(OSError) as caught:
+            vm.set_user_memory_region(0, 1, memory)
+        assert caught.value.errno == errno.EINVAL
+        vm.set_user_memory_region(0, 0, memory, flags=common.KVM_MEM_LOG_DIRTY_PAGES)
+        assert vm.get_dirty_log(0) == bytes(8)
+        vm.set_user_memory_region(0, 0, None)
+
+
+@pytest.mark.kvm
+def test_statistics(vm: Vm) -> None:
+    if not vm.check_extension(common.KVM_CAP_BINARY_STATS_FD):
+        pytest.skip("this kernel has no binary statistics")
+    with vm.create_vcpu(5) as vcpu, vcpu.stats_fd() as stats:
+        assert stats.id == f"kvm-{os.getpid()}/vcpu-5"
+        values = stats.read()
+        assert values["exits"] == (0,) if "exits" in values else values
+        assert all(len(values[name]) == d.size for name, d in stats.descriptors.items())
+
+
+@pytest.mark.kvm
+def test_unknown_device(vm: Vm) -> None:
+    with pytest.raises(OSError) as caught:
+        vm.create_device(0xFFFF)
+    assert caught.value.errno == errno.ENODEV
+
+
+@pytest.mark.kvm
+def test_a_kick_before_the_run(vm: Vm) -> None:
+    with vm.create_vcpu(0) as vcpu:
+        vcpu.kick()
+        assert vcpu.run() == Interrupted()
+        assert not vcpu.immediate_exit
+
+
+@pytest.mark.kvm
+@pytest.mark.skipif(host_arch() != "x86_64", reason="needs a vCPU that waits for its INIT: x86 with an in-kernel APIC")
+def test_a_kick_from_another_thread(vm: Vm) -> None:
+    vm.create_irqchip()
+    with vm.create_vcpu(0), vm.create_vcpu(1) as vcpu:
+        # A secondary CPU sleeps in the kernel until it is sent INIT, which nobody does.
+        results: list[object] = []
+        thread = threading.Thread(target=lambda: results.append(vcpu.run()), daemon=True)
+        thread.start()
+        time.sleep(0.1)
+        assert not results
+        vcpu.kick()
+        thread.join(timeout=5)
+        assert results == [Interrupted()]
+
+
+@pytest.mark.kvm
+@pytest.mark.skipif(host_arch() != "x86_64", reason="needs a vCPU that waits for its INIT: x86 with an in-kernel APIC")
+def test_a_signal_is_an_exit_and_nothing_is_restarted(vm: Vm) -> None:
+    vm.create_irqchip()
+    seen: list[int] = []
+    before = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    try:
+        with vm.create_vcpu(0), vm.create_vcpu(1) as vcpu:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            assert vcpu.run() == Interrupted()
+            assert seen == [signal.SIGALRM]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
