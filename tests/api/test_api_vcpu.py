@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import signal
+import struct
 import threading
 
 import pytest
@@ -181,7 +182,7 @@ def test_reg_list_asks_until_it_fits(fake: FakeBackend, vcpu: Vcpu) -> None:
             if len(registers) == 2 and asked == 0:
                 registers.append(4)  # one more appears between the two calls
             raise raising(errno.E2BIG)
-        (ctypes.c_uint64 * len(registers)).from_address(arg + 8)[:] = registers
+        ctypes.memmove(arg + 8, struct.pack(f"={len(registers)}Q", *registers), 8 * len(registers))
         return 0
 
     fake.answers[common.KVM_GET_REG_LIST] = answer

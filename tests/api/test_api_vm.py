@@ -204,7 +204,7 @@ def test_ioeventfd(fake: FakeBackend, vm: Vm) -> None:
 
 
 def test_gsi_routing(fake: FakeBackend, vm: Vm) -> None:
-    seen = []
+    seen: list[tuple[int, ...]] = []
 
     def look(fd: int, arg: int) -> int:
         head = common.KvmIrqRouting.from_address(arg)
