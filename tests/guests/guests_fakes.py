@@ -28,7 +28,9 @@ packages = json.load(open(home + "/packages.json"))
 key = "update" if "update" in args else "download" if "download" in args else "show" if "show" in args else program
 if key in fail:
     if fail[key].get("sleep"):
-        time.sleep(fail[key]["sleep"])
+        for _ in range(int(fail[key]["sleep"] * 10)):
+            print("dlstatus:1:20.0:Retrieving", flush=True)
+            time.sleep(0.1)
     sys.stderr.write(fail[key]["stderr"])
     sys.exit(fail[key]["status"])
 if program == "apt-config":

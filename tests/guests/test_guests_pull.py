@@ -4,18 +4,20 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from guests_fakes import KERNEL, RELEASE, FakeDebian, module, tiny_elf
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anykvm.guests import GuestError, cache_dir, installed, list_guests, pull
+from anykvm.guests import GuestError, cache_dir, installed, list_guests, programs, pull
 from anykvm.guests.guest import manifest_path
 
 
@@ -160,6 +162,59 @@ def test_programs_that_find_no_space(debian: FakeDebian, what: str, words: str) 
     with pytest.raises(GuestError, match=r"no space left in the cache .*: free about 300 MB") as error:
         pull("arm64")
     one_line(error)
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, *free: int) -> None:
+    """Makes the free space what `free` says, call by call, and the last one for ever."""
+    numbers = list(free)
+
+    def usage(_: object) -> SimpleNamespace:
+        return SimpleNamespace(free=numbers.pop(0) if len(numbers) > 1 else numbers[0])
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+
+
+def test_too_little_space_is_said_before_anything_is_fetched(
+    debian: FakeDebian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk(monkeypatch, 100 << 20)
+    with pytest.raises(GuestError, match="no space left in the cache") as error:
+        pull("arm64")
+    one_line(error)
+    assert debian.log == []
+
+
+def test_apt_hangs_on_a_full_file_system(debian: FakeDebian, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_GRACE", 0.2)
+    disk(monkeypatch, 1 << 40, 0)
+    debian.fail("update", sleep=60)
+    start = time.monotonic()
+    with pytest.raises(GuestError, match="no space left in the cache"):
+        pull("arm64")
+    assert time.monotonic() - start < 20
+
+
+def test_apt_hangs_for_no_reason(debian: FakeDebian, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_SILENCE", 0.2)
+    debian.fail("update", sleep=60)
+    with pytest.raises(GuestError, match="apt-get hangs: look at the network") as error:
+        pull("arm64")
+    one_line(error)
+
+
+def test_output_of_programs(debian: FakeDebian) -> None:
+    tool = debian.bin / "tool"
+    tool.write_text("#!/bin/sh\necho one; echo drop; echo bad >&2; printf 'ä\\377 end'; exit 3\n")
+    tool.chmod(0o755)
+    seen: list[str] = []
+
+    def line(text: str) -> bool:
+        seen.append(text)
+        return text == "drop"
+
+    done = programs.run(["tool"], line=line)
+    assert (done.status, done.output, done.errors) == (3, "one\nä\ufffd end\n", "bad\n")
+    assert sorted(seen) == ["bad", "drop", "one", "ä\ufffd end"]
 
 
 @pytest.mark.parametrize("name", ["linux-image-cloud-arm64", f"linux-image-{RELEASE}", "busybox-static", "rt-tests"])

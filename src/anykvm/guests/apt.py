@@ -9,10 +9,8 @@ machine's own packages.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from pathlib import Path
 from . import sources
 from .cache import Progress, write_atomic
 from .errors import GuestError, cache_errors, no_space, tail
+from .programs import run
 
 _HOOKS = (
     "APT::Update::Pre-Invoke",
@@ -30,6 +29,7 @@ _HOOKS = (
     "DPkg::Post-Invoke",
     "DPkg::Pre-Install-Pkgs",
 )
+_NOTHING = 64 << 10  # bytes
 _FULL = re.compile(r"No space left on device|enough free space|Disk quota exceeded|No space left", re.IGNORECASE)
 
 
@@ -210,61 +210,39 @@ class Apt:
         hint: str = "",
         unknown_is_empty: bool = False,
     ) -> str:
-        program = command[0]
-        if shutil.which(program) is None:
-            package = "dpkg" if program.startswith("dpkg") else "apt"
-            raise GuestError(
-                f"{program} is not on PATH: guests come through Debian's {package}; "
-                "install it, or boot your own --kernel and --initrd"
-            )
         if configured:
-            command = [program, "-c", str(self._config), *command[1:]]
+            command = [command[0], "-c", str(self._config), *command[1:]]
             if status is not None:
                 command += ["-o", "APT::Status-Fd=1"]
-        environment = {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-        output: list[str] = []
-        try:
-            with subprocess.Popen(
-                command,
-                cwd=cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if status is not None else subprocess.PIPE,
-                text=True,
-                errors="replace",
-            ) as process:
-                try:
-                    if status is not None:
-                        assert process.stdout is not None
-                        for line in process.stdout:
-                            if line.startswith("dlstatus:"):
-                                with suppress(ValueError, IndexError):
-                                    status(float(line.split(":")[2]))
-                            else:
-                                output.append(line)
-                        errors = "".join(output)
-                        process.wait()
-                    else:
-                        text, errors = process.communicate()
-                        output.append(text)
-                except BaseException:
-                    # Ctrl-C here: apt ends, and removes its locks, before this process does.
-                    process.terminate()
-                    process.wait()
-                    raise
-        except OSError as error:
-            raise GuestError(
-                f"{program} cannot be started ({error.strerror}): check {shutil.which(program)}"
-            ) from error
-        if process.returncode == 0:
-            return "".join(output)
-        if unknown_is_empty and ("No packages found" in errors or "Unable to locate package" in errors):
-            return "".join(output)
-        if _FULL.search(errors):
+        done = run(command, cwd=cwd, line=None if status is None else _percent(status), full=self._full)
+        if done.status == 0:
+            return done.output
+        if unknown_is_empty and ("No packages found" in done.errors or "Unable to locate package" in done.errors):
+            return done.output
+        if _FULL.search(done.errors) or self._full():
             raise no_space(self.root)
-        said = tail(errors) or f"exit status {process.returncode}, without a word"
-        raise GuestError(f"{program} {_verb(command)} failed: {said}" + (f" ({hint})" if hint else ""))
+        said = tail(done.errors) or f"exit status {done.status}, without a word"
+        raise GuestError(f"{command[0]} {_verb(command)} failed: {said}" + (f" ({hint})" if hint else ""))
+
+    def _full(self) -> bool:
+        """Whether the cache's file system is so full that nothing can go on there."""
+        try:
+            return shutil.disk_usage(self.root).free < _NOTHING
+        except OSError:
+            return False
+
+
+def _percent(status: Callable[[float], None]) -> Callable[[str], bool]:
+    """Takes the lines of APT::Status-Fd out of the output: "dlstatus:NUMBER:PERCENT:WORDS"."""
+
+    def take(line: str) -> bool:
+        if not line.startswith("dlstatus:"):
+            return False
+        with suppress(ValueError, IndexError):
+            status(float(line.split(":")[2]))
+        return True
+
+    return take
 
 
 def _verb(command: list[str]) -> str:

@@ -12,12 +12,14 @@ from pathlib import Path
 from .apt import Apt
 from .cache import Progress, cache_dir, locked, remove_leftovers, staged
 from .closure import Closure, inside
-from .errors import GuestError, cache_errors
+from .errors import GuestError, cache_errors, no_space
 from .guest import File, Guest, guests_dir, installed, write_manifest
 from .machines import Machine, machine
 
 HACKBENCH = "usr/bin/hackbench"
 BUSYBOX = "bin/busybox"
+_SPACE = 300 << 20
+"""Bytes, at the peak of a pull: apt's lists, packages, and these unpacked. Better said now than after the download."""
 _PROGRAM_PACKAGES = ("busybox-static", "rt-tests")
 
 
@@ -44,6 +46,8 @@ def _fetch(kind: Machine, progress: Progress | None) -> Guest:
     with cache_errors(base):
         (base / kind.arch).mkdir(parents=True, exist_ok=True)
         remove_leftovers(base / kind.arch)
+        if shutil.disk_usage(base).free < _SPACE:
+            raise no_space(cache_dir())
     apt = Apt(cache_dir(), kind.debian)
     apt.update(progress)
     kernel = apt.one(_versioned(kind.kernel, apt.one(kind.kernel).depends))
