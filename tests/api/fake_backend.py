@@ -15,6 +15,13 @@ from anykvm.uapi import common, ioctl
 Answer = int | OSError | Callable[[int, int], int]
 
 
+def stats_fd() -> int:
+    """A statistics file without statistics: a header of zeros."""
+    fd = os.memfd_create("stats", os.MFD_CLOEXEC)
+    os.ftruncate(fd, 64)
+    return fd
+
+
 class FakeBackend:
     """Real fds (memfds), recorded ioctls.
 
@@ -27,12 +34,12 @@ class FakeBackend:
     def __init__(self) -> None:
         self.calls: list[tuple[int, int, bytes | int]] = []
         self.open_fds: set[int] = set()
-        self.kicked: list[int] = []
+        self.interrupted: list[int] = []
         self.answers: dict[int, Answer] = {
             common.KVM_GET_VCPU_MMAP_SIZE: 8192,
             common.KVM_CREATE_VM: lambda fd, arg: self.open(),
             common.KVM_CREATE_VCPU: lambda fd, arg: self.open(),
-            common.KVM_GET_STATS_FD: lambda fd, arg: self.open(),
+            common.KVM_GET_STATS_FD: lambda fd, arg: stats_fd(),
             common.KVM_CREATE_DEVICE: self.create_device,
         }
 
@@ -67,8 +74,8 @@ class FakeBackend:
     def mmap(self, fd: int, length: int) -> mmap.mmap:
         return mmap.mmap(fd, length)
 
-    def kick(self, fd: int) -> None:
-        self.kicked.append(fd)
+    def interrupt(self, fd: int) -> None:
+        self.interrupted.append(fd)
 
     def last(self, request: int, structure: Any = None) -> Any:
         """The argument of the last call of this request, as the given structure."""

@@ -61,7 +61,7 @@ def test_kick(fake: FakeBackend, vcpu: Vcpu) -> None:
     fake.answers[common.KVM_RUN] = lambda fd, arg: 0
     vcpu.kick()
     assert vcpu.run_page.immediate_exit == 1
-    assert fake.kicked == [vcpu.fd]
+    assert fake.interrupted == [vcpu.fd]
     fake.answers[common.KVM_RUN] = raising(errno.EINTR)
     assert vcpu.run() == Interrupted()
     assert vcpu.run_page.immediate_exit == 0
@@ -120,7 +120,7 @@ def test_closed_while_it_runs(fake: FakeBackend, vm: Vm, memory: GuestMemory) ->
     assert entered.wait(10)
     vcpu.close()
     vm.close()
-    assert fake.kicked == [fd]
+    assert fake.interrupted == [fd]
     with pytest.raises(OSError) as caught:
         memory.close()  # the guest may still be writing to it
     assert caught.value.errno == errno.EBUSY

@@ -60,7 +60,7 @@ def test_errors_are_the_kernels(request_number: int) -> None:
     with pytest.raises(OSError) as caught:
         backend.close(fd)
     assert caught.value.errno == errno.EBADF
-    backend.kick(fd)  # nothing runs: nothing to do
+    backend.interrupt(fd)  # nothing runs: nothing to do
 
 
 def test_host_arch_is_one_of_ours() -> None:

@@ -35,7 +35,7 @@ class Backend(Protocol):
     def mmap(self, fd: int, length: int) -> mmap.mmap:
         """Map ``length`` bytes of a vCPU fd, shared and writable, from offset 0: the run page."""
 
-    def kick(self, fd: int) -> None:
+    def interrupt(self, fd: int) -> None:
         """Make a KVM_RUN in progress on this vCPU fd return EINTR, as a signal to its thread does; from any thread."""
 
 

@@ -69,9 +69,12 @@ class Handle:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
-                self._backend.close(fd)
+                self._close_fd(fd)
             finally:
                 self._release()
+
+    def _close_fd(self, fd: int) -> None:
+        self._backend.close(fd)
 
     def _release(self) -> None:
         """Drop what goes with the fd, once it is closed."""

@@ -60,6 +60,9 @@ class Stats(Handle):
             self.close()
             raise
 
+    def _close_fd(self, fd: int) -> None:
+        os.close(fd)  # an ordinary file: it takes no requests, and no backend keeps track of it
+
     def _read_layout(self) -> None:
         header = KvmStatsHeader.from_buffer_copy(self._pread(ctypes.sizeof(KvmStatsHeader), 0))
         raw_id = self._pread(header.name_size, header.id_offset)

@@ -172,7 +172,7 @@ class Vcpu(Configurable, Attributed):
         fd = self.fd
         self._kicked = True
         self._page[1] = 1
-        self._backend.kick(fd)
+        self._backend.interrupt(fd)
 
     def init(self, target: int | KvmVcpuInit, features: Iterable[int] = ()) -> None:
         """Choose the CPU and its features, and reset it (arm64; api.rst 4.82); before anything else.

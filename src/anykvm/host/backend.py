@@ -102,7 +102,7 @@ class HostBackend:
         """Map a vCPU's run page and what follows it. Errors: ENODEV for another kind of fd, EINVAL, EBADF."""
         return mmap.mmap(fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
-    def kick(self, fd: int) -> None:
+    def interrupt(self, fd: int) -> None:
         """Interrupt the KVM_RUN in progress on a vCPU fd, if one is, by a signal to its thread.
 
         The caller has set ``immediate_exit``, so a run that is about to begin returns at once as well.
