@@ -1,0 +1,32 @@
+#!/bin/sh
+# SPDX-License-Identifier: GPL-2.0-only
+# Makes .venv and installs anykvm into it; does again only what has changed since: Python, this folder's place, the sources.
+# Arguments: the extras to install, as in "test".
+set -eu
+
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+extras=${1:-}
+
+identity=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)' 2>/dev/null || true)
+identity="$identity $(pwd)"
+if [ "$(cat .venv/.python 2>/dev/null || true)" != "$identity" ] || ! .venv/bin/python -c '' 2>/dev/null; then
+    sh scripts/check-host.sh
+    echo "anykvm: making .venv" >&2
+    rm -rf .venv
+    "$python" -m venv .venv
+    printf '%s\n' "$identity" >.venv/.python
+fi
+
+sources=$(find src setup.py pyproject.toml README.md -type f ! -path '*/__pycache__/*' ! -path '*.egg-info/*' ! -name '*.so' \
+    -exec sha256sum {} + 2>/dev/null | LC_ALL=C sort | sha256sum)
+stamp=.venv/.installed${extras:+-$extras}
+if [ "$(cat "$stamp" 2>/dev/null || true)" != "$sources" ]; then
+    sh scripts/check-host.sh
+    echo "anykvm: building and installing (the first time takes a minute)" >&2
+    # What setuptools built before may hold modules that are no longer there.
+    rm -rf build/lib* build/bdist* .venv/.installed*
+    .venv/bin/python -m pip install --disable-pip-version-check ".${extras:+[$extras]}"
+    printf '%s\n' "$sources" >"$stamp"
+    printf '%s\n' "$sources" >.venv/.installed
+fi
