@@ -58,7 +58,7 @@ def needs_vcpu(test: doctest.DocTest) -> bool:
 
 def run(test: doctest.DocTest, context: dict[str, object]) -> None:
     output: list[str] = []
-    runner = doctest.DocTestRunner()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
     test.globs = context
     result = runner.run(test, out=output.append, clear_globs=False)
     assert result.failed == 0, "".join(output)

@@ -138,7 +138,7 @@ class Configurable(Handle):
 
         >>> vm.enable_cap(0xFFFF)
         Traceback (most recent call last):
-        OSError: [Errno 22] Invalid argument
+        OSError: [Errno 22] ...
         """
         if len(args) > 4:
             raise ValueError(f"a capability takes at most 4 arguments, not {len(args)}")

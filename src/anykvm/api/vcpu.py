@@ -196,7 +196,7 @@ class Vcpu(Configurable, Attributed):
 
         >>> vcpu.finalize(31)
         Traceback (most recent call last):
-        OSError: [Errno 22] Invalid argument
+        OSError: [Errno 22] ...
         """
         value = ctypes.create_string_buffer(feature.to_bytes(4, sys.byteorder), 4)
         self.ioctl(KVM_ARM_VCPU_FINALIZE, value)

@@ -47,7 +47,7 @@ class Vm(MemorySlots, Interrupts, Capable, Configurable, Attributed):
         1
         >>> vm.create_vcpu(1)
         Traceback (most recent call last):
-        FileExistsError: [Errno 17] File exists
+        FileExistsError: [Errno 17] ...
         """
         fd = self.ioctl(KVM_CREATE_VCPU, vcpu_id)
         try:
@@ -71,7 +71,7 @@ class Vm(MemorySlots, Interrupts, Capable, Configurable, Attributed):
         >>> vm.create_device(KVM_DEV_TYPE_ARM_VGIC_V2, test=True)
         >>> vm.create_device(0xFFFF)
         Traceback (most recent call last):
-        OSError: [Errno 19] No such device
+        OSError: [Errno 19] ...
         """
         request = KvmCreateDevice(type=type, flags=KVM_CREATE_DEVICE_TEST if test else 0)
         self.ioctl(KVM_CREATE_DEVICE, request)

@@ -52,13 +52,17 @@ class Interrupts(Handle):
         """Let every signal of the eventfd ``fd`` raise ``gsi`` (api.rst 4.75).
 
         With ``resamplefd`` the line is level-triggered: it stays high until the guest acknowledges it, which signals
-        ``resamplefd``. ``deassign`` ends it. Errors: EINVAL without an in-kernel interrupt controller or for an fd
-        that is no eventfd, EBUSY when this eventfd already has it, EBADF.
+        ``resamplefd``. ``deassign`` ends it. Errors: EAGAIN while the in-kernel interrupt controller is not initialised
+        (arm64), EINVAL without one or for an fd that is no eventfd, EBUSY when this eventfd has it already, EBADF.
 
         >>> import os
-        >>> vm.irqfd(os.eventfd(0), 40)
-        Traceback (most recent call last):
-        OSError: [Errno 22] Invalid argument
+        >>> from anykvm.uapi import arm64, common
+        >>> first = vm.create_vcpu(0)
+        >>> gic = vm.create_device(common.KVM_DEV_TYPE_ARM_VGIC_V2)
+        >>> gic.set_attr(arm64.KVM_DEV_ARM_VGIC_GRP_CTRL, arm64.KVM_DEV_ARM_VGIC_CTRL_INIT)
+        >>> event = os.eventfd(0)
+        >>> vm.irqfd(event, 8)
+        >>> vm.irqfd(event, 8, deassign=True)
         """
         flags = KVM_IRQFD_FLAG_DEASSIGN if deassign else 0
         if resamplefd is not None:
@@ -112,6 +116,6 @@ class Interrupts(Handle):
 
         >>> vm.signal_msi(0x08020040, 5)
         Traceback (most recent call last):
-        OSError: [Errno 22] Invalid argument
+        OSError: [Errno 22] ...
         """
         return self.ioctl(KVM_SIGNAL_MSI, encode_msi(address, data, devid)) > 0

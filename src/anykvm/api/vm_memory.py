@@ -60,7 +60,7 @@ class MemorySlots(Handle):
         >>> vm.set_user_memory_region(1, 0x8000_0000, memory)
         >>> vm.set_user_memory_region(2, 0x8000_0000, memory)
         Traceback (most recent call last):
-        FileExistsError: [Errno 17] File exists
+        FileExistsError: [Errno 17] ...
         >>> vm.set_user_memory_region(1, 0, None)
         """
         if memory is None:
@@ -105,7 +105,7 @@ class MemorySlots(Handle):
 
         >>> vm.clear_dirty_log(9, 0, 64, bytes(8))
         Traceback (most recent call last):
-        FileNotFoundError: [Errno 2] No such file or directory
+        FileNotFoundError: [Errno 2] ...
         """
         if len(bitmap) * 8 < num_pages:
             raise ValueError(f"{num_pages} pages need {(num_pages + 7) // 8} bytes of bitmap, not {len(bitmap)}")
