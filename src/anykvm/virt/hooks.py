@@ -11,8 +11,8 @@ vCPU, and common code calls nothing else to do so:
 * :meth:`ArchHooks.vcpu_destroy` is the one hook that tears down; it is called for every vCPU whose create succeeded,
   whether userspace ever saw it or not.
 
-Hooks refuse by raising :class:`OSError` with the kernel's errno. An architecture subclasses :class:`ArchHooks`: what has a
-body here is a default it need not repeat.
+Hooks refuse by raising :class:`OSError` with the kernel's errno. An architecture subclasses :class:`ArchHooks`: what
+has a body here is a default it need not repeat.
 """
 
 from __future__ import annotations
@@ -77,16 +77,16 @@ class ArchHooks(Protocol):
     def harvest_dirty(self, vm: Vm, slot: MemorySlot) -> bytes:
         """Take ``slot.dirty``: return the bitmap as it was and leave it clear (KVM_GET_DIRTY_LOG).
 
-        Two things hold when it returns: every guest write that could be lost to the caller is in what it returns, and the
-        next write to a page sets its bit again. The engine sets bits from other threads, so the architecture either stops
-        the vCPUs meanwhile or exchanges words atomically. Called with slots_lock held.
+        Two things hold when it returns: every guest write that could be lost to the caller is in what it returns, and
+        the next write to a page sets its bit again. The engine sets bits from other threads, so the architecture
+        either stops the vCPUs meanwhile or exchanges words atomically. Called with slots_lock held.
         """
 
     def clear_dirty(self, vm: Vm, slot: MemorySlot, first_page: int, mask: bytes) -> None:
-        """Clear the bits of ``mask`` from ``first_page`` on (a multiple of 64 pages of 4096 bytes; KVM_CLEAR_DIRTY_LOG).
+        """Clear the bits of ``mask`` from ``first_page``, a multiple of 64, on (KVM_CLEAR_DIRTY_LOG).
 
-        As with :meth:`harvest_dirty`, the next write to those pages sets the bit again and no other bit is lost. Called with
-        slots_lock held.
+        As with :meth:`harvest_dirty`, the next write to those pages sets the bit again and no other bit is lost.
+        Called with slots_lock held.
         """
 
     # Interrupts.
@@ -141,7 +141,7 @@ class ArchHooks(Protocol):
     # A vCPU that exists.
 
     def vcpu_ioctl(self, vcpu: Vcpu, request: int, arg: int) -> int:
-        """Serve an architecture's own ioctl on a vCPU fd; EINVAL for an unknown one; called with the vCPU's mutex held."""
+        """Serve an architecture's own ioctl on a vCPU fd, with the vCPU's mutex held; EINVAL for an unknown one."""
 
     def vcpu_run(self, vcpu: Vcpu) -> int:
         """KVM_RUN: run the guest until userspace has to act; fills ``vcpu.run``; returns 0 or raises (EINTR, ENOEXEC).
@@ -153,8 +153,8 @@ class ArchHooks(Protocol):
     def vcpu_complete_io(self, vcpu: Vcpu) -> None:
         """Take userspace's answer to the last exit (the data of an MMIO read) without running the guest.
 
-        KVM_RUN with ``immediate_exit`` set calls this instead of :meth:`vcpu_run` and gives EINTR; it is what makes a vCPU's
-        registers whole before they are read out (api.rst 5, on KVM_EXIT_MMIO).
+        KVM_RUN with ``immediate_exit`` set calls this instead of :meth:`vcpu_run` and gives EINTR; it is what makes a
+        vCPU's registers whole before they are read out (api.rst 5, on KVM_EXIT_MMIO).
         """
 
     def vcpu_kick(self, vcpu: Vcpu) -> None:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""KVM_CREATE_VCPU and its mirror image.
+
+The order, the locks and the errno of each refusal are those of kvm_vm_ioctl_create_vcpu() in today's
+``virt/kvm/kvm_main.c``. The invariant: ``vm.vcpu_array[x]`` is valid if and only if ``x < vm.online_vcpus``.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from .ladder import Ladder
+from .stats import VCPUS
+from .vcpu import Vcpu, VcpuFile
+
+if TYPE_CHECKING:
+    from .vm import Vm
+
+
+def create_vcpu(vm: Vm, vcpu_id: int) -> int:
+    """KVM_CREATE_VCPU (api.rst 4.7); returns the vCPU's fd.
+
+    EINVAL for an id or a number of vCPUs that is too large, EEXIST for an id in use, EMFILE and ENFILE without an fd,
+    ENOMEM, and what the architecture's precreate and create say.
+    """
+    hooks = vm.hooks
+    services = vm.services
+    if vcpu_id >= hooks.max_vcpu_ids:
+        raise OSError(errno.EINVAL, f"vcpu_id {vcpu_id} is too large: {hooks.name} has ids below {hooks.max_vcpu_ids}")
+    with Ladder() as ladder:
+        with vm.lock:
+            if vm.created_vcpus >= vm.max_vcpus:
+                raise OSError(errno.EINVAL, f"the VM has {vm.created_vcpus} vCPUs already, which is its limit")
+            hooks.vcpu_precreate(vm, vcpu_id)
+            ladder.step("created_vcpus", _count, _uncount, vm)
+        vcpu = ladder.acquire("vcpu struct", Vcpu, Vcpu.free, vm, vcpu_id, ladder)
+        ladder.step("run page", vcpu.alloc_run_page, vcpu.free_run_page)
+        _create_arch(vcpu)
+        with vm.lock, ladder.guard():
+            if vm.get_vcpu_by_id(vcpu_id) is not None:
+                raise OSError(errno.EEXIST, f"the VM has a vCPU with vcpu_id {vcpu_id} already")
+            vcpu.vcpu_idx = vm.online_vcpus
+            ladder.step("vcpu_array", _insert, _erase, vcpu)
+            # No ioctl on the new fd gets past this mutex until the vCPU is online.
+            with vcpu.mutex, ladder.guard():
+                ladder.step("VM reference", vm.get, vm.put_no_destroy)
+                fd = ladder.step("fd", _install, _uninstall, vcpu)
+                services.publish("vcpu online")
+                ladder.step("online", _set_online, _set_offline, vcpu)
+    hooks.vcpu_postcreate(vcpu)
+    return fd
+
+
+def _create_arch(vcpu: Vcpu) -> None:
+    """Call the one hook that builds. If it fails it has cleaned up; the nested ladder makes sure of its own steps."""
+    ladder = vcpu.ladder
+    vcpu.arch_ladder = inner = Ladder()
+    try:
+        vcpu.hooks.vcpu_create(vcpu)
+    except BaseException:
+        inner.unwind()
+        raise
+    ladder.push("arch", vcpu.hooks.vcpu_destroy, vcpu, shows=inner)
+
+
+def _count(vm: Vm) -> None:
+    vm.created_vcpus += 1
+
+
+def _uncount(vm: Vm) -> None:
+    with vm.lock:
+        vm.created_vcpus -= 1
+
+
+def _insert(vcpu: Vcpu) -> None:
+    vcpu.services.publish("vcpu array")
+    vcpu.vm.vcpu_array.append(vcpu)
+
+
+def _erase(vcpu: Vcpu) -> None:
+    if vcpu.vm.vcpu_array.pop() is not vcpu:
+        raise AssertionError("vCPUs leave the array newest first")
+
+
+def _install(vcpu: Vcpu) -> int:
+    if vcpu.fd_errno:
+        raise OSError(vcpu.fd_errno, f"no file descriptor left for vCPU {vcpu.vcpu_id}")
+    fd = vcpu.memfd
+    vcpu.services.publish("vcpu fd")
+    vcpu.vm.files.install(fd, VcpuFile(vcpu))
+    # From here on the fd is userspace's; the mapping stays ours.
+    vcpu.memfd = -1
+    return fd
+
+
+def _uninstall(vcpu: Vcpu) -> None:
+    for file in vcpu.vm.files.files():
+        if isinstance(file, VcpuFile) and file.vcpu is vcpu:
+            vcpu.vm.files.take(file.fd)
+            vcpu.memfd = file.fd
+
+
+def _set_online(vcpu: Vcpu) -> None:
+    vcpu.vm.online_vcpus += 1
+    vcpu.vm.stats.values[VCPUS] += 1
+
+
+def _set_offline(vcpu: Vcpu) -> None:
+    vcpu.vm.online_vcpus -= 1
+
+
+def destroy_vcpu(vcpu: Vcpu) -> None:
+    """Run a vCPU's ladder backwards, when its VM dies: nobody holds a reference to it any more."""
+    vcpu.destroyed = True
+    vcpu.ladder.unwind()

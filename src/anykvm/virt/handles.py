@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Which file descriptor is which object.
+
+Every fd is a real one: a memfd, so that dup, poll, fork and mmap are the host's. It is recognised by its number,
+which is fast, or else by the memfd behind it (st_dev, st_ino), which finds duplicates.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+
+class KvmFile:
+    """What an fd of ours stands for (struct file and its file_operations)."""
+
+    __slots__ = ("fd", "inode")
+    kind = "file"
+
+    def __init__(self) -> None:
+        self.fd = -1
+        self.inode: tuple[int, int] = (0, 0)
+
+    def ioctl(self, request: int, arg: int) -> int:
+        """Serve an ioctl; OSError with the kernel's errno."""
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """See the last fd closed."""
+
+
+class FileTable:
+    """The fds of one backend."""
+
+    __slots__ = ("_by_fd", "_by_inode")
+
+    def __init__(self) -> None:
+        self._by_fd: dict[int, KvmFile] = {}
+        self._by_inode: dict[tuple[int, int], KvmFile] = {}
+        # What the backend's hot path looks in.
+
+    @property
+    def by_fd(self) -> dict[int, KvmFile]:
+        """The table by fd number, for the hot path; read only."""
+        return self._by_fd
+
+    def files(self) -> list[KvmFile]:
+        """Give every open file."""
+        return list(self._by_inode.values())
+
+    def install(self, fd: int, file: KvmFile) -> None:
+        """Make an fd ours. An entry left by an fd that userspace closed behind our back is released first."""
+        stat = os.fstat(fd)
+        stale = self._by_fd.get(fd)
+        if stale is not None:
+            self.take(fd)
+            stale.release()
+        file.fd = fd
+        file.inode = (stat.st_dev, stat.st_ino)
+        self._by_inode[file.inode] = file
+        self._by_fd[fd] = file
+
+    def find(self, fd: int) -> KvmFile:
+        """Find an fd that is not in the table by its number; EBADF if it is closed, ENOTTY if it is not ours."""
+        try:
+            stat = os.fstat(fd)
+        except (OSError, OverflowError, TypeError):
+            raise OSError(errno.EBADF, f"{fd} is not an open file descriptor") from None
+        file = self._by_inode.get((stat.st_dev, stat.st_ino))
+        if file is None:
+            raise OSError(errno.ENOTTY, f"file descriptor {fd} is not one of KVM's")
+        return file
+
+    def take(self, fd: int) -> KvmFile | None:
+        """Take a file out of the table: whoever gets it (one caller only) releases it."""
+        file = self._by_fd.pop(fd, None)
+        if file is not None:
+            self._by_inode.pop(file.inode, None)
+        return file

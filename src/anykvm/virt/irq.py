@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Interrupt routing: from a GSI to the pins and messages it stands for (api.rst 4.52), KVM_IRQ_LINE, KVM_SIGNAL_MSI."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from anykvm.uapi.constants import KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID
+from anykvm.uapi.structs import KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmMsi
+
+from .stats import IRQ_INJECTIONS, MSI_INJECTIONS
+
+if TYPE_CHECKING:
+    from .vm import Vm
+
+KVM_MAX_IRQ_ROUTES: Final = 4096
+_ENTRY_SIZE: Final = ctypes.sizeof(KvmIrqRoutingEntry)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a GSI goes: a pin of an irqchip, or a message (``irqchip`` is -1 then)."""
+
+    gsi: int
+    irqchip: int = -1
+    pin: int = 0
+    address: int = 0
+    data: int = 0
+    devid: int | None = None
+
+
+class _Table:
+    """One immutable routing table."""
+
+    __slots__ = ("gsi_of_pin", "routes")
+
+    def __init__(self, entries: list[Route]) -> None:
+        routes: dict[int, list[Route]] = {}
+        self.gsi_of_pin: dict[tuple[int, int], int] = {}
+        for entry in entries:
+            others = routes.setdefault(entry.gsi, [])
+            # A GSI goes to one message, or to one pin of each of several irqchips.
+            if any(other.irqchip < 0 or entry.irqchip in (-1, other.irqchip) for other in others):
+                raise OSError(errno.EINVAL, f"GSI {entry.gsi} is routed twice")
+            others.append(entry)
+            if entry.irqchip >= 0:
+                self.gsi_of_pin[entry.irqchip, entry.pin] = entry.gsi
+        self.routes = {gsi: tuple(entries) for gsi, entries in routes.items()}
+
+
+class IrqRouting:
+    """The routing of a VM. Changes are made with ``vm.irq_lock`` held; injecting takes no lock of ours."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._table = _Table([])
+        self._ack_notifiers: dict[int, tuple[Callable[[], None], ...]] = {}
+
+    def routes(self, gsi: int) -> tuple[Route, ...]:
+        """Give where a GSI goes; nothing for one without a route."""
+        return self._table.routes.get(gsi, ())
+
+    def set_irq(self, gsi: int, level: int) -> int:
+        """Drive a GSI (kvm_set_irq); returns how many destinations took it, -1 if it goes nowhere."""
+        vm = self._vm
+        result = -1
+        for route in self._table.routes.get(gsi, ()):
+            try:
+                if route.irqchip >= 0:
+                    taken = vm.hooks.set_irq(vm, route.irqchip, route.pin, level)
+                    vm.stats.values[IRQ_INJECTIONS] += 1
+                elif level:
+                    taken = vm.hooks.set_msi(vm, route.address, route.data, route.devid)
+                    vm.stats.values[MSI_INJECTIONS] += 1
+                else:
+                    continue
+            except OSError:
+                continue
+            result = taken + max(result, 0)
+        return result
+
+    def set_entries(self, entries: list[Route]) -> None:
+        """Replace the table; EINVAL."""
+        table = _Table(entries)
+        with self._vm.irq_lock:
+            self._vm.services.publish("irq routing")
+            self._table = table
+
+    def set_default_routing(self) -> None:
+        """Install the architecture's default routing, which its irqchip does when it is initialised."""
+        self.set_entries([Route(gsi, chip, pin) for gsi, chip, pin in self._vm.hooks.default_routing(self._vm)])
+
+    def route_of(self, entry: KvmIrqRoutingEntry) -> Route:
+        """Check one entry of KVM_SET_GSI_ROUTING; EINVAL."""
+        if entry.gsi >= KVM_MAX_IRQ_ROUTES:
+            raise OSError(errno.EINVAL, f"GSI {entry.gsi} is not below {KVM_MAX_IRQ_ROUTES}")
+        if entry.type == KVM_IRQ_ROUTING_MSI:
+            if entry.flags & ~KVM_MSI_VALID_DEVID:
+                raise OSError(errno.EINVAL, f"unknown flags {entry.flags:#x} of the route of GSI {entry.gsi}")
+            msi = entry.u.msi
+            devid = msi.devid if entry.flags & KVM_MSI_VALID_DEVID else None
+            return Route(entry.gsi, address=msi.address_hi << 32 | msi.address_lo, data=msi.data, devid=devid)
+        if entry.flags:
+            raise OSError(errno.EINVAL, f"unknown flags {entry.flags:#x} of the route of GSI {entry.gsi}")
+        if entry.type != KVM_IRQ_ROUTING_IRQCHIP:
+            raise OSError(errno.EINVAL, f"{self._vm.hooks.name} has no routes of type {entry.type}")
+        chip, pin = entry.u.irqchip.irqchip, entry.u.irqchip.pin
+        pins = self._vm.hooks.irqchip_pins
+        if chip >= len(pins) or pin >= pins[chip]:
+            raise OSError(errno.EINVAL, f"{self._vm.hooks.name} has no pin {pin} of irqchip {chip}")
+        return Route(entry.gsi, chip, pin)
+
+    # End of interrupt, for resampling irqfds.
+
+    def register_ack_notifier(self, gsi: int, notify: Callable[[], None]) -> None:
+        """Call ``notify`` whenever an interrupt that ``gsi`` raised at a pin is ended by the guest."""
+        with self._vm.irq_lock:
+            table = dict(self._ack_notifiers)
+            table[gsi] = (*table.get(gsi, ()), notify)
+            self._ack_notifiers = table
+
+    def unregister_ack_notifier(self, gsi: int, notify: Callable[[], None]) -> None:
+        """Take a notifier back."""
+        with self._vm.irq_lock:
+            table = dict(self._ack_notifiers)
+            left = tuple(other for other in table.pop(gsi, ()) if other != notify)
+            if left:
+                table[gsi] = left
+            self._ack_notifiers = table
+
+    def has_notifier(self, irqchip: int, pin: int) -> bool:
+        """Tell whether anyone wants to know of ends of interrupt at a pin (kvm_irq_has_notifier)."""
+        if not self._ack_notifiers:
+            return False
+        gsi = self._table.gsi_of_pin.get((irqchip, pin))
+        return gsi is not None and gsi in self._ack_notifiers
+
+    def notify_acked(self, irqchip: int, pin: int) -> None:
+        """Say that the guest ended an interrupt (kvm_notify_acked_irq).
+
+        The notifier drives the pin low through ``hooks.set_irq``: the caller holds no lock which that takes.
+        """
+        if not self._ack_notifiers:
+            return
+        gsi = self._table.gsi_of_pin.get((irqchip, pin))
+        if gsi is not None:
+            for notify in self._ack_notifiers.get(gsi, ()):
+                notify()
+
+
+def set_gsi_routing(vm: Vm, arg: int) -> int:
+    """KVM_SET_GSI_ROUTING: replace the whole table; EINVAL for too many entries, flags, or an entry that is wrong."""
+    services = vm.services
+    head = services.read_struct(arg, KvmIrqRouting)
+    if not vm.hooks.can_set_irq_routing(vm):
+        raise OSError(errno.EINVAL, "the VM has no in-kernel irqchip: there is nothing to route to")
+    if head.nr > KVM_MAX_IRQ_ROUTES or head.flags:
+        raise OSError(errno.EINVAL, f"a routing table has at most {KVM_MAX_IRQ_ROUTES} entries and no flags")
+    raw = services.copy_from_user(arg + ctypes.sizeof(KvmIrqRouting), head.nr * _ENTRY_SIZE)
+    entries = [
+        vm.irq.route_of(KvmIrqRoutingEntry.from_buffer_copy(raw, offset)) for offset in range(0, len(raw), _ENTRY_SIZE)
+    ]
+    vm.irq.set_entries(entries)
+    return 0
+
+
+def irq_line(vm: Vm, arg: int) -> int:
+    """KVM_IRQ_LINE: drive a line of the in-kernel irqchip."""
+    event = vm.services.read_struct(arg, KvmIrqLevel)
+    vm.hooks.irq_line(vm, event.irq, event.level)
+    return 0
+
+
+def irq_line_status(vm: Vm, arg: int) -> int:
+    """KVM_IRQ_LINE_STATUS: the same, and write back whether it was delivered (1), coalesced (0) or ignored (-1)."""
+    event = vm.services.read_struct(arg, KvmIrqLevel)
+    event.status = vm.hooks.irq_line(vm, event.irq, event.level)
+    vm.services.write_struct(arg, event)
+    return 0
+
+
+def signal_msi(vm: Vm, arg: int) -> int:
+    """KVM_SIGNAL_MSI: deliver a message now; > 0 delivered, 0 blocked by the guest; EINVAL without an irqchip."""
+    msi = vm.services.read_struct(arg, KvmMsi)
+    if not vm.hooks.irqchip_in_kernel(vm) or msi.flags & ~KVM_MSI_VALID_DEVID:
+        raise OSError(errno.EINVAL, "no in-kernel irqchip, or unknown flags")
+    devid = msi.devid if msi.flags & KVM_MSI_VALID_DEVID else None
+    delivered = vm.hooks.set_msi(vm, msi.address_hi << 32 | msi.address_lo, msi.data, devid)
+    vm.stats.values[MSI_INJECTIONS] += 1
+    return delivered

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory slots: KVM_SET_USER_MEMORY_REGION (api.rst 4.35) and what finds a slot by guest-physical address."""
+
+from __future__ import annotations
+
+import enum
+import errno
+from bisect import bisect_right
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from anykvm.uapi.constants import (
+    KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_MEM_GUEST_MEMFD,
+    KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY,
+)
+from anykvm.uapi.structs import KvmUserspaceMemoryRegion, KvmUserspaceMemoryRegion2
+
+from .dirty import DirtyBitmap
+from .services import PAGE_SIZE
+from .stats import MEMSLOT_CHANGES
+
+if TYPE_CHECKING:
+    from .vm import Vm
+
+PAGE_SHIFT: Final = 12
+KVM_MEM_MAX_NR_PAGES: Final = (1 << 31) - 1
+_USER_LIMIT: Final = 1 << 63
+_ADDRESS_SPACE: Final = 1 << 64
+
+
+class SlotChange(enum.Enum):
+    """What happens to a slot (enum kvm_mr_change)."""
+
+    CREATE = enum.auto()
+    DELETE = enum.auto()
+    MOVE = enum.auto()
+    FLAGS_ONLY = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MemorySlot:
+    """A slot; it never changes: a change replaces it. Pages have 4096 bytes."""
+
+    as_id: int
+    id: int
+    base_gfn: int
+    npages: int
+    userspace_addr: int
+    flags: int
+    dirty: DirtyBitmap | None
+
+    @property
+    def gpa(self) -> int:
+        """The first guest-physical address."""
+        return self.base_gfn << PAGE_SHIFT
+
+    @property
+    def size(self) -> int:
+        """The size in bytes."""
+        return self.npages << PAGE_SHIFT
+
+    @property
+    def readonly(self) -> bool:
+        """Whether a guest write exits as MMIO instead."""
+        return bool(self.flags & KVM_MEM_READONLY)
+
+
+class _Table:
+    """One immutable state of all slots."""
+
+    __slots__ = ("bases", "by_id", "slots")
+
+    def __init__(self, by_id: dict[int, MemorySlot]) -> None:
+        self.by_id = by_id
+        self.slots = sorted(by_id.values(), key=lambda slot: slot.base_gfn)
+        self.bases = [slot.base_gfn for slot in self.slots]
+
+
+class MemorySlots:
+    """The slots of a VM. Changes are made with ``vm.slots_lock`` held; readers take no lock."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._table = _Table({})
+
+    def __len__(self) -> int:
+        return len(self._table.slots)
+
+    @property
+    def slots(self) -> list[MemorySlot]:
+        """The slots by guest-physical address; do not change the list."""
+        return self._table.slots
+
+    def by_id(self, number: int) -> MemorySlot | None:
+        """Find a slot by its number (address space in the upper 16 bits)."""
+        return self._table.by_id.get(number)
+
+    def find(self, gpa: int) -> MemorySlot | None:
+        """Find the slot a guest-physical address is in."""
+        table = self._table
+        gfn = gpa >> PAGE_SHIFT
+        index = bisect_right(table.bases, gfn) - 1
+        if index >= 0:
+            slot = table.slots[index]
+            if gfn < slot.base_gfn + slot.npages:
+                return slot
+        return None
+
+    def gpa_to_hva(self, gpa: int, size: int, write: bool = False) -> int | None:
+        """Translate a guest-physical range that lies in one slot; None if it does not, or is read-only and written."""
+        slot = self.find(gpa)
+        if slot is None or gpa + size > slot.gpa + slot.size or (write and slot.readonly):
+            return None
+        return slot.userspace_addr + gpa - slot.gpa
+
+    # KVM_SET_USER_MEMORY_REGION.
+
+    def set_region(self, region: KvmUserspaceMemoryRegion | KvmUserspaceMemoryRegion2) -> int:
+        """Create, move, change the flags of, or delete a slot; EINVAL, EEXIST, EFAULT, ENOMEM; slots_lock is held."""
+        number, flags, gpa = region.slot, region.flags, region.guest_phys_addr
+        size, hva = region.memory_size, region.userspace_addr
+        self._check(number, flags, gpa, size, hva)
+        old = self.by_id(number)
+        if size == 0:
+            if old is None:
+                raise OSError(errno.EINVAL, f"slot {number} does not exist: it cannot be deleted")
+            return self._set(old, None, SlotChange.DELETE)
+        base_gfn, npages = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT
+        if old is None:
+            change = SlotChange.CREATE
+        else:
+            if hva != old.userspace_addr or npages != old.npages or (flags ^ old.flags) & KVM_MEM_READONLY:
+                raise OSError(errno.EINVAL, f"slot {number} exists: only its place and its dirty log can change")
+            if base_gfn != old.base_gfn:
+                change = SlotChange.MOVE
+            elif flags != old.flags:
+                change = SlotChange.FLAGS_ONLY
+            else:
+                return 0
+        if change is not SlotChange.FLAGS_ONLY:
+            self._check_overlap(number, base_gfn, npages)
+        if change is SlotChange.CREATE and not self._vm.services.user_range_mapped(hva, size):
+            # The kernel finds out when the guest touches the page; here nothing could stop that access.
+            raise OSError(errno.EFAULT, f"not everything from {hva:#x} to {hva + size:#x} is mapped")
+        dirty, made = self._dirty_bitmap(old, flags, npages)
+        new = MemorySlot(number >> 16, number & 0xFFFF, base_gfn, npages, hva, flags, dirty)
+        try:
+            return self._set(old, new, change)
+        except BaseException:
+            if made and dirty is not None:
+                dirty.free()
+            raise
+
+    def _check(self, number: int, flags: int, gpa: int, size: int, hva: int) -> None:
+        hooks = self._vm.hooks
+        valid = KVM_MEM_LOG_DIRTY_PAGES | (KVM_MEM_READONLY if hooks.readonly_memory else 0)
+        if flags & KVM_MEM_GUEST_MEMFD:
+            raise OSError(errno.EINVAL, "KVM_MEM_GUEST_MEMFD is not supported here")
+        if flags & ~valid:
+            raise OSError(errno.EINVAL, f"unknown slot flags {flags & ~valid:#x}")
+        for what, value in (("size", size), ("guest-physical address", gpa), ("user address", hva)):
+            if value & PAGE_SIZE - 1:
+                raise OSError(errno.EINVAL, f"the slot's {what} {value:#x} is not a multiple of {PAGE_SIZE}")
+        if hva + size > _USER_LIMIT:
+            raise OSError(errno.EINVAL, f"{hva:#x} is not a user address")
+        if number >> 16 or number & 0xFFFF >= hooks.user_mem_slots:
+            raise OSError(errno.EINVAL, f"slot {number:#x} is not below {hooks.user_mem_slots} in address space 0")
+        if gpa + size >= _ADDRESS_SPACE:
+            raise OSError(errno.EINVAL, f"a slot of {size:#x} bytes at {gpa:#x} runs over the end of the address space")
+        if size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES:
+            raise OSError(errno.EINVAL, f"a slot has at most {KVM_MEM_MAX_NR_PAGES} pages")
+
+    def _check_overlap(self, number: int, base_gfn: int, npages: int) -> None:
+        table = self._table
+        # Neighbours only: those before the end, backwards; the slot itself does not count.
+        index = bisect_right(table.bases, base_gfn + npages - 1) - 1
+        while index >= 0:
+            slot = table.slots[index]
+            if slot.as_id << 16 | slot.id != number:
+                if slot.base_gfn + slot.npages > base_gfn:
+                    raise OSError(errno.EEXIST, f"slot {number} overlaps slot {slot.id} at {slot.gpa:#x}")
+                return
+            index -= 1
+
+    def _dirty_bitmap(self, old: MemorySlot | None, flags: int, npages: int) -> tuple[DirtyBitmap | None, bool]:
+        """Give the new slot's bitmap, and whether it was made for it."""
+        if not flags & KVM_MEM_LOG_DIRTY_PAGES:
+            return None, False
+        if old is not None and old.dirty is not None:
+            return old.dirty, False
+        dirty = DirtyBitmap(self._vm.services, npages)
+        if self._vm.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET:
+            dirty.fill()
+        return dirty, True
+
+    def _set(self, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> int:
+        vm = self._vm
+        vm.hooks.prepare_memory_region(vm, old, new, change)
+        before = self._table
+        by_id = dict(before.by_id)
+        if new is not None:
+            by_id[new.as_id << 16 | new.id] = new
+        elif old is not None:
+            del by_id[old.as_id << 16 | old.id]
+        vm.services.publish("memory slots")
+        self._table = _Table(by_id)
+        try:
+            vm.hooks.commit_memory_region(vm, old, new, change)
+        except BaseException:
+            self._table = before
+            raise
+        if old is not None and old.dirty is not None and (new is None or new.dirty is not old.dirty):
+            old.dirty.free()
+        vm.stats.values[MEMSLOT_CHANGES] += 1
+        return 0
+
+    def free(self) -> None:
+        """Give the slots' memory back, when the VM dies and ``vm.arch`` is gone."""
+        table, self._table = self._table, _Table({})
+        for slot in table.slots:
+            if slot.dirty is not None:
+                slot.dirty.free()
+
+
+def set_user_memory_region(vm: Vm, arg: int) -> int:
+    """KVM_SET_USER_MEMORY_REGION."""
+    region: KvmUserspaceMemoryRegion = vm.services.read_struct(arg, KvmUserspaceMemoryRegion)
+    with vm.slots_lock:
+        return vm.memory.set_region(region)
+
+
+def set_user_memory_region2(vm: Vm, arg: int) -> int:
+    """KVM_SET_USER_MEMORY_REGION2: the same without KVM_MEM_GUEST_MEMFD, which is EINVAL."""
+    region: KvmUserspaceMemoryRegion2 = vm.services.read_struct(arg, KvmUserspaceMemoryRegion2)
+    with vm.slots_lock:
+        return vm.memory.set_region(region)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Binary statistics: the file KVM_GET_STATS_FD gives (api.rst 4.133).
+
+The values are 64-bit words in one block of memory, counted up in place. The first KVM_GET_STATS_FD moves the block
+into a memfd and maps it, so that every statistics fd reads the live values, and a VM nobody watches pays nothing.
+"""
+
+from __future__ import annotations
+
+import mmap
+from ctypes import sizeof
+from typing import Final
+
+from anykvm.uapi import constants as c
+from anykvm.uapi.structs import KvmStatsDesc, KvmStatsHeader
+
+from .services import Services
+
+NAME_SIZE: Final = 48
+
+_COUNT: Final = c.KVM_STATS_TYPE_CUMULATIVE | c.KVM_STATS_UNIT_NONE | c.KVM_STATS_BASE_POW10
+_NANOSECONDS: Final = c.KVM_STATS_TYPE_CUMULATIVE | c.KVM_STATS_UNIT_SECONDS | c.KVM_STATS_BASE_POW10
+_BOOLEAN: Final = c.KVM_STATS_TYPE_INSTANT | c.KVM_STATS_UNIT_BOOLEAN | c.KVM_STATS_BASE_POW10
+_INSTANT: Final = c.KVM_STATS_TYPE_INSTANT | c.KVM_STATS_UNIT_NONE | c.KVM_STATS_BASE_POW10
+
+_Descriptor = tuple[str, int, int]
+"""A name, flags, exponent."""
+
+VM_STATS: Final[tuple[_Descriptor, ...]] = (
+    ("irq_injections", _COUNT, 0),
+    ("msi_injections", _COUNT, 0),
+    ("memslot_changes", _COUNT, 0),
+    ("vcpus", _INSTANT, 0),
+)
+IRQ_INJECTIONS: Final = 0
+MSI_INJECTIONS: Final = 1
+MEMSLOT_CHANGES: Final = 2
+VCPUS: Final = 3
+
+VCPU_STATS: Final[tuple[_Descriptor, ...]] = (
+    ("exits", _COUNT, 0),
+    ("mmio_exit_user", _COUNT, 0),
+    ("mmio_exit_kernel", _COUNT, 0),
+    ("signal_exits", _COUNT, 0),
+    ("wfi_exit_stat", _COUNT, 0),
+    ("hvc_exit_stat", _COUNT, 0),
+    ("halt_wakeup", _COUNT, 0),
+    ("halt_wait_ns", _NANOSECONDS, -9),
+    ("blocking", _BOOLEAN, 0),
+    ("irq_injections", _COUNT, 0),
+)
+EXITS: Final = 0
+MMIO_EXIT_USER: Final = 1
+MMIO_EXIT_KERNEL: Final = 2
+SIGNAL_EXITS: Final = 3
+WFI_EXIT: Final = 4
+HVC_EXIT: Final = 5
+HALT_WAKEUP: Final = 6
+HALT_WAIT_NS: Final = 7
+BLOCKING: Final = 8
+VCPU_IRQ_INJECTIONS: Final = 9
+FIRST_ARCH_STAT: Final = len(VCPU_STATS)
+
+
+def counters(names: tuple[str, ...]) -> tuple[_Descriptor, ...]:
+    """Describe an architecture's own cumulative counters."""
+    return tuple((name, _COUNT, 0) for name in names)
+
+
+class Stats:
+    """The statistics of one VM or vCPU. ``values[EXITS] += 1`` counts; do not keep ``values``: it may move."""
+
+    __slots__ = ("_descriptors", "_fd", "_id", "_map", "_services", "values")
+
+    def __init__(self, services: Services, identity: str, descriptors: tuple[_Descriptor, ...]) -> None:
+        self._services = services
+        self._id = identity
+        self._descriptors = descriptors
+        self._fd = -1
+        self._map: mmap.mmap | None = None
+        self.values: memoryview = memoryview(bytearray(8 * len(descriptors))).cast("Q")
+
+    def _image(self) -> bytearray:
+        """Header, id string and descriptors, up to the data block."""
+        count = len(self._descriptors)
+        id_offset = sizeof(KvmStatsHeader)
+        desc_offset = id_offset + NAME_SIZE
+        desc_size = sizeof(KvmStatsDesc) + NAME_SIZE
+        image = bytearray(desc_offset + desc_size * count)
+        header = KvmStatsHeader(0, NAME_SIZE, count, id_offset, desc_offset, len(image))
+        image[:id_offset] = bytes(header)
+        identity = self._id.encode()[: NAME_SIZE - 1]
+        image[id_offset : id_offset + len(identity)] = identity
+        for index, (name, flags, exponent) in enumerate(self._descriptors):
+            start = desc_offset + desc_size * index
+            head = bytes(KvmStatsDesc(flags, exponent, 1, 8 * index, 0)) + name.encode()[: NAME_SIZE - 1]
+            image[start : start + len(head)] = head
+        return image
+
+    def _share(self) -> int:
+        """Move the values into a memfd of their own; EMFILE, ENFILE, ENOMEM."""
+        image = self._image()
+        size = len(image) + self.values.nbytes
+        name = self._id.replace("/", "-") + "-stats"
+        fd = self._services.memfd(name, size)
+        try:
+            mapped = self._services.map(fd, size)
+        except OSError:
+            self._services.close_fd(fd)
+            raise
+        mapped[: len(image)] = bytes(image)
+        values = memoryview(mapped)[len(image) :].cast("Q")
+        values[:] = self.values
+        self.values = values
+        self._map = mapped
+        self._fd = fd
+        return fd
+
+    def open(self) -> int:
+        """KVM_GET_STATS_FD: a read-only fd with a position of its own; EMFILE, ENFILE, ENOMEM."""
+        fd = self._fd if self._fd >= 0 else self._share()
+        again = self._services.reopen(fd, "stats fd")
+        self._services.forget_fd(again)
+        return again
+
+    def close(self) -> None:
+        """Give the memfd back; fds that userspace holds keep the last values."""
+        if self._fd >= 0:
+            self._services.close_fd(self._fd)
+            self._fd = -1
+            self._map = None
+
+    def as_dict(self) -> dict[str, int]:
+        """Give the values by name."""
+        return {name: value for (name, _, _), value in zip(self._descriptors, self.values, strict=True)}

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A vCPU: its structure, its fd, KVM_RUN.
+
+Closing a vCPU's fd drops its reference to the VM and nothing else: the vCPU dies with the VM. Its memfd is its run
+page, so mapping the fd is mapping the page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import mmap
+from typing import TYPE_CHECKING, Any, Final
+
+from anykvm.uapi import requests as rq
+from anykvm.uapi.exits import KVM_EXIT_INTR
+from anykvm.uapi.run import KvmRun
+from anykvm.uapi.structs import KvmSignalMask
+
+from .handles import KvmFile
+from .ladder import Ladder
+from .stats import SIGNAL_EXITS, VCPU_STATS, Stats, counters
+
+if TYPE_CHECKING:
+    from .vm import Vm
+
+VCPU_STRUCT_SIZE: Final = 4096
+_SIGSET_SIZE: Final = 8
+_IMMEDIATE_EXIT: Final = KvmRun.immediate_exit.offset
+_EXIT_REASON: Final = KvmRun.exit_reason.offset // 4
+
+
+class Vcpu:
+    """One vCPU, as common code and the architecture share it.
+
+    ``vcpu_id`` is userspace's number, ``vcpu_idx`` the order of creation (-1 until the vCPU has one): never mix them.
+    ``arch`` is the architecture's own. ``mutex`` is held around every ioctl, KVM_RUN included.
+    """
+
+    __slots__ = (
+        "_charge",
+        "_page",
+        "_words",
+        "arch",
+        "arch_ladder",
+        "destroyed",
+        "fd_errno",
+        "hooks",
+        "ladder",
+        "memfd",
+        "mutex",
+        "requests",
+        "run",
+        "run_map",
+        "running",
+        "services",
+        "signal_pending",
+        "sigset",
+        "stats",
+        "vcpu_id",
+        "vcpu_idx",
+        "vm",
+    )
+
+    def __init__(self, vm: Vm, vcpu_id: int, ladder: Ladder) -> None:
+        self.vm = vm
+        self.hooks = vm.hooks
+        self.services = vm.services
+        self.vcpu_id = vcpu_id
+        self.vcpu_idx = -1
+        self.arch: Any = None
+        self.ladder = ladder
+        self.arch_ladder: Ladder
+        self._charge = self.services.charge("vcpu", VCPU_STRUCT_SIZE)
+        try:
+            self.mutex = self.services.mutex("vcpu mutex")
+        except OSError:
+            self.services.free(self._charge)
+            raise
+        self.requests: set[int] = set()
+        self.running = False
+        self.signal_pending = False
+        self.sigset: int | None = None
+        self.destroyed = False
+        self.memfd = -1
+        self.fd_errno = 0
+        self.run_map: mmap.mmap
+        self.run: KvmRun
+        self.stats = Stats(self.services, f"kvm-{vm.pid}/vcpu-{vcpu_id}", VCPU_STATS + counters(self.hooks.vcpu_stats))
+
+    def free(self) -> None:
+        """Give the structure back, with what is inside it."""
+        self.stats.close()
+        self.services.free_mutex(self.mutex)
+        self.services.free(self._charge)
+
+    # The run page.
+
+    def alloc_run_page(self) -> None:
+        """Make the memfd that is the run page. With no fd left it is anonymous, and the fd step gives the error."""
+        size = self.hooks.vcpu_mmap_size
+        try:
+            self.memfd = self.services.memfd(f"kvm-vcpu:{self.vcpu_id}", size)
+        except OSError as failure:
+            if failure.errno not in {errno.EMFILE, errno.ENFILE}:
+                raise
+            self.fd_errno = failure.errno
+            self.run_map = mmap.mmap(-1, size)
+        else:
+            try:
+                self.run_map = self.services.map(self.memfd, size)
+            except OSError:
+                self.services.close_fd(self.memfd)
+                raise
+        self.run = KvmRun.from_buffer(self.run_map)
+        self._page = memoryview(self.run_map)
+        self._words = self._page.cast("I")
+
+    def free_run_page(self) -> None:
+        """Give the run page back; a mapping that userspace has stays its own."""
+        if self.memfd >= 0:
+            self.services.close_fd(self.memfd)
+            self.memfd = -1
+        self._words.release()
+        self._page.release()
+        del self.run
+        # While someone still looks at the structure the mapping stays; it goes when they do.
+        with contextlib.suppress(BufferError):
+            self.run_map.close()
+
+    @property
+    def page(self) -> memoryview:
+        """The run page as bytes, for struct.pack_into."""
+        return self._page
+
+    @property
+    def run_address(self) -> int:
+        """Where our mapping of the run page is."""
+        return ctypes.addressof(self.run)
+
+    @property
+    def immediate_exit(self) -> bool:
+        """Whether userspace has set ``run.immediate_exit``."""
+        return self._page[_IMMEDIATE_EXIT] != 0
+
+    def set_exit_reason(self, reason: int) -> None:
+        """Set ``run.exit_reason`` without going through ctypes."""
+        self._words[_EXIT_REASON] = reason
+
+    # Requests and kicks, from any thread.
+
+    def make_request(self, request: int) -> None:
+        """Ask the vCPU to do something before it next enters the guest; :meth:`kick` makes it soon."""
+        self.requests.add(request)
+
+    def check_request(self, request: int) -> bool:
+        """Take a request back and tell whether it was there."""
+        try:
+            self.requests.remove(request)
+        except KeyError:
+            return False
+        return True
+
+    def kick(self) -> None:
+        """Make the vCPU look at its requests if it is in the guest or asleep."""
+        self.hooks.vcpu_kick(self)
+
+    def interrupt(self) -> None:
+        """Do what a signal to the thread in KVM_RUN does: it returns EINTR. A vCPU that does not run is left alone."""
+        if self.running:
+            self.signal_pending = True
+            self.hooks.vcpu_kick(self)
+
+    def signal_exit(self) -> None:
+        """Leave KVM_RUN for a signal or for immediate_exit: raises EINTR."""
+        if self.signal_pending:
+            self.signal_pending = False
+            self._words[_EXIT_REASON] = KVM_EXIT_INTR
+        self.stats.values[SIGNAL_EXITS] += 1
+        raise OSError(errno.EINTR, "KVM_RUN was interrupted")
+
+    # What every architecture has.
+
+    def run_ioctl(self, arg: int) -> int:
+        """KVM_RUN, with the mutex held: EINVAL for an argument, EINTR for immediate_exit, else the architecture's."""
+        if arg:
+            raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
+        if self._page[_IMMEDIATE_EXIT]:
+            self.hooks.vcpu_complete_io(self)
+            self.stats.values[SIGNAL_EXITS] += 1
+            raise OSError(errno.EINTR, "immediate_exit is set")
+        self.signal_pending = False
+        self.running = True
+        try:
+            return self.hooks.vcpu_run(self)
+        finally:
+            self.running = False
+
+    def ioctl(self, request: int, arg: int) -> int:
+        """Serve anything but KVM_RUN, with the mutex held."""
+        if request == rq.KVM_SET_SIGNAL_MASK:
+            return self._set_signal_mask(arg)
+        if request == rq.KVM_GET_STATS_FD:
+            return self.stats.open()
+        return self.hooks.vcpu_ioctl(self, request, arg)
+
+    def _set_signal_mask(self, arg: int) -> int:
+        """KVM_SET_SIGNAL_MASK (api.rst 4.21): checked and kept; EINVAL for a set that is not 8 bytes, EFAULT.
+
+        On its own this backend is not interrupted by signals: :meth:`interrupt` is how KVM_RUN is left.
+        """
+        if arg == 0:
+            self.sigset = None
+            return 0
+        services = self.services
+        length = services.read_struct(arg, KvmSignalMask).len
+        if length != _SIGSET_SIZE:
+            raise OSError(errno.EINVAL, f"a signal set has {_SIGSET_SIZE} bytes here, not {length}")
+        mask = services.copy_from_user(arg + ctypes.sizeof(KvmSignalMask), _SIGSET_SIZE)
+        self.sigset = int.from_bytes(mask, "little")
+        return 0
+
+    def __repr__(self) -> str:
+        return f"<Vcpu id {self.vcpu_id} idx {self.vcpu_idx} of {self.vm!r}>"
+
+
+class VcpuFile(KvmFile):
+    """A vCPU fd; it holds a reference to its VM."""
+
+    __slots__ = ("_references", "closed", "vcpu")
+    kind = "vcpu"
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        super().__init__()
+        self.vcpu = vcpu
+        self.closed = False
+        # One reference to the VM: whoever pops it drops it.
+        self._references = [vcpu.vm]
+
+    def ioctl(self, request: int, arg: int) -> int:
+        """Serve one ioctl with the vCPU's mutex held; it waits for the one in progress."""
+        vcpu = self.vcpu
+        try:
+            with vcpu.mutex:
+                if vcpu.vm.refuses:
+                    raise vcpu.vm.refusal()
+                if request == rq.KVM_RUN:
+                    return vcpu.run_ioctl(arg)
+                return vcpu.ioctl(request & 0xFFFFFFFF, arg)
+        finally:
+            if self.closed:
+                self._drop()
+
+    def release(self) -> None:
+        """Drop the VM reference, once no ioctl is in progress: an ioctl keeps the file, as fdget does."""
+        self.closed = True
+        if self.vcpu.mutex.acquire(blocking=False):
+            self.vcpu.mutex.release()
+            self._drop()
+
+    def _drop(self) -> None:
+        try:
+            vm = self._references.pop()
+        except IndexError:
+            return
+        self.vcpu.ladder.drop("fd")
+        self.vcpu.ladder.drop("VM reference")
+        vm.put()
