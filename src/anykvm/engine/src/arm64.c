@@ -187,9 +187,11 @@ void __wrap_tlb_set_page_with_attrs_aarch64(void *cs, uint64_t va, uint64_t pa, 
     entry = FIELD(fast, 8, char *) + ((va >> (12 - TLB_ENTRY_BITS)) & FIELD(fast, 0, uint64_t));
     if (!r) {
         /* Every access to a hole fills again, so that the fill tells its address and where to return to. */
-        FIELD(entry, TLBE_READ, uint64_t) |= A64_TLB_INVALID;
-        FIELD(entry, TLBE_WRITE, uint64_t) |= A64_TLB_INVALID;
-        FIELD(entry, TLBE_CODE, uint64_t) |= A64_TLB_INVALID;
+        uint64_t hole = (va & ~(GUEST_PAGE - 1)) | A64_TLB_INVALID | A64_TLB_MMIO;
+
+        FIELD(entry, TLBE_READ, uint64_t) = prot & PAGE_READ ? hole : ~0ul;
+        FIELD(entry, TLBE_WRITE, uint64_t) = prot & PAGE_WRITE ? hole : ~0ul;
+        FIELD(entry, TLBE_CODE, uint64_t) = prot & PAGE_EXEC ? hole : ~0ul;
         c->fill.nonram = true;
     } else if (prot & PAGE_WRITE) {
         uint64_t *w = &FIELD(entry, TLBE_WRITE, uint64_t);
@@ -355,7 +357,7 @@ static void refresh(struct cpu *c)
     arm_rebuild_hflags_aarch64(c->env);
 }
 
-static void sync(struct cpu *c, uintptr_t ra)
+static void sync_state(struct cpu *c, uintptr_t ra)
 {
     if (ra)
         cpu_restore_state_aarch64(c->cs, ra, false);
@@ -421,6 +423,6 @@ const struct target target_arm64 = {
     .reset = reset,
     .refresh = refresh,
     .apply = apply,
-    .sync = sync,
+    .sync = sync_state,
     .restore = restore,
 };
