@@ -63,6 +63,18 @@ def test_errors_are_the_kernels(request_number: int) -> None:
     backend.interrupt(fd)  # nothing runs: nothing to do
 
 
+def test_mapping_what_is_no_vcpu(tmp_path: Path) -> None:
+    backend = HostBackend("/dev/null")
+    with pytest.raises(OSError) as caught:
+        backend.mmap(-1, 4096)
+    assert caught.value.errno == errno.EBADF
+    fd = backend.open()
+    with pytest.raises(OSError) as caught:
+        backend.mmap(fd, 4096)
+    assert caught.value.errno == errno.ENODEV
+    backend.close(fd)
+
+
 def test_host_arch_is_one_of_ours() -> None:
     assert host_arch() == {"aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 

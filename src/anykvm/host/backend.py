@@ -100,6 +100,8 @@ class HostBackend:
 
     def mmap(self, fd: int, length: int) -> mmap.mmap:
         """Map a vCPU's run page and what follows it. Errors: ENODEV for another kind of fd, EINVAL, EBADF."""
+        if fd < 0:  # Python would give anonymous memory
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return mmap.mmap(fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
     def interrupt(self, fd: int) -> None:
