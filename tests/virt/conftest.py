@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from fake_arch import Machine
+
+
+def open_fds() -> set[int]:
+    return {int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A backend; whatever the test left open is closed, and then nothing may be held."""
+    machine = Machine()
+    yield machine
+    machine.arch.refuse.clear()
+    machine.services.disarm()
+    machine.backend.close_all()
+    assert machine.ledger() == {}
+    machine.services.close()
