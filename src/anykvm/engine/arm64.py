@@ -5,7 +5,6 @@ Registers may be read whenever the cpu is not running. They may be written when 
 an instruction (a device or system register access): :meth:`Arm64Cpu.abandon` gives such an instruction up first.
 """
 
-import struct
 import time
 from typing import Final
 
@@ -15,7 +14,6 @@ from anykvm.engine.events import COUNTER_HZ
 # Register numbers of Unicorn's public arm64 API.
 _Q0: Final = 104
 _PSTATE: Final = 265
-_CP_REG: Final = 290
 _FPCR: Final = 291
 _FPSR: Final = 292
 
@@ -32,12 +30,6 @@ _NS_PER_TICK: Final = 1_000_000_000 // COUNTER_HZ
 _M64: Final = (1 << 64) - 1
 # SPSR_EL1, SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq in the target's banks.
 _SPSRS: Final = 5
-# One system register for Unicorn: CRn, CRm, op0, op1, op2 and the value.
-_SYSREG: Final = struct.Struct("<5IxxxxQ")
-
-
-def _sysreg(enc: int, value: int = 0) -> bytes:
-    return _SYSREG.pack(enc >> 7 & 15, enc >> 3 & 15, enc >> 14 & 3, enc >> 11 & 7, enc & 7, value)
 
 
 class Arm64Cpu(_engine.Cpu):
@@ -175,14 +167,6 @@ class Arm64Cpu(_engine.Cpu):
     @fpcr.setter
     def fpcr(self, value: int) -> None:
         self.reg_write(_FPCR, value.to_bytes(4, "little"))
-
-    def get_sysreg(self, enc: int) -> int:
-        """Give a system register without side effects; :class:`KeyError` for one the engine does not have."""
-        return int(_SYSREG.unpack(self.reg_read(_CP_REG, _sysreg(enc)))[5])
-
-    def set_sysreg(self, enc: int, value: int) -> None:
-        """Set a system register without side effects; :class:`KeyError` for one the engine does not have."""
-        self.reg_write(_CP_REG, _sysreg(enc, value & _M64))
 
     @property
     def cntvoff(self) -> int:

@@ -22,6 +22,7 @@ void define_one_arm_cp_reg_with_opaque_aarch64(void *cpu, const cpreg *r, void *
 void tlb_flush_by_mmuidx_aarch64(void *cs, uint16_t idxmap);
 void tlb_flush_page_by_mmuidx_aarch64(void *cs, uint64_t addr, uint16_t idxmap);
 void *tlb_vaddr_to_host_aarch64(void *env, uint64_t addr, int access, int mmu_idx);
+const cpreg *get_arm_cp_reginfo_aarch64(void *table, uint32_t key);
 uint64_t qemu_ram_addr_from_host_aarch64(void *uc, void *ptr);
 void tb_invalidate_phys_range_aarch64(void *uc, uint64_t start, uint64_t end);
 void tb_flush_aarch64(void *cs);
@@ -287,6 +288,23 @@ static void define(struct cpu *c, const cpreg *r, void *opaque)
 
 #define SYS(op0, op1, crn, crm, op2) ((op0) << 14 | (op1) << 11 | (crn) << 7 | (crm) << 3 | (op2))
 
+/* Without side effects; false for a register that is not there, or is only an action or a trap. */
+static bool sysreg(struct cpu *c, uint32_t enc, uint64_t *value, bool write)
+{
+    uc_arm64_cp_reg r = {.crn = enc >> 7 & 15, .crm = enc >> 3 & 15, .op0 = enc >> 14 & 3, .op1 = enc >> 11 & 7,
+                         .op2 = enc & 7, .val = *value};
+    const cpreg *ri = get_arm_cp_reginfo_aarch64(FIELD(c->cs, A64_CP_REGS, void *), CPREG_KEY | enc);
+
+    if (!ri || (ri->type & (CPREG_NO_RAW | CPREG_SPECIAL)) || (write && (ri->type & CPREG_CONST)))
+        return false;
+    if (write)
+        uc_reg_write(c->uc, UC_ARM64_REG_CP_REG, &r);
+    else
+        uc_reg_read(c->uc, UC_ARM64_REG_CP_REG, &r);
+    *value = r.val;
+    return true;
+}
+
 static int setup(struct cpu *c)
 {
     char *class = FIELD(c->cs, CS_CLASS, char *);
@@ -423,6 +441,7 @@ const struct target target_arm64 = {
     .reset = reset,
     .refresh = refresh,
     .apply = apply,
+    .sysreg = sysreg,
     .sync = sync_state,
     .restore = restore,
 };

@@ -586,6 +586,38 @@ static PyObject *cpu_reg_write(struct cpu *c, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *cpu_get_sysreg(struct cpu *c, PyObject *arg)
+{
+    unsigned long enc = PyLong_AsUnsignedLong(arg);
+    uint64_t v = 0;
+
+    if (PyErr_Occurred() || materialise(c))
+        return NULL;
+    if (!c->m->target->sysreg(c, (uint32_t)enc, &v, false)) {
+        PyErr_SetObject(PyExc_KeyError, arg);
+        return NULL;
+    }
+    return PyLong_FromUnsignedLongLong(v);
+}
+
+static PyObject *cpu_set_sysreg(struct cpu *c, PyObject *args)
+{
+    unsigned long enc;
+    PyObject *value;
+    uint64_t v;
+
+    if (!PyArg_ParseTuple(args, "kO", &enc, &value))
+        return NULL;
+    v = PyLong_AsUnsignedLongLongMask(value);
+    if (PyErr_Occurred() || materialise(c))
+        return NULL;
+    if (!c->m->target->sysreg(c, (uint32_t)enc, &v, true)) {
+        PyErr_Format(PyExc_KeyError, "%lu", enc);
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static PyObject *cpu_state(struct cpu *c, PyObject *args)
 {
     Py_ssize_t offset, size;
@@ -639,6 +671,10 @@ static PyMethodDef cpu_methods[] = {
     {"close", (PyCFunction)cpu_close, METH_NOARGS, "close()\n\nFree the engine."},
     {"reg_read", (PyCFunction)cpu_reg_read, METH_VARARGS, "reg_read(id, initial) -> bytes"},
     {"reg_write", (PyCFunction)cpu_reg_write, METH_VARARGS, "reg_write(id, bytes)"},
+    {"get_sysreg", (PyCFunction)cpu_get_sysreg, METH_O,
+     "get_sysreg(enc) -> int\n\nWithout side effects; KeyError for one the engine does not hold (a trap, an action)."},
+    {"set_sysreg", (PyCFunction)cpu_set_sysreg, METH_VARARGS,
+     "set_sysreg(enc, value)\n\nWithout side effects; KeyError for one the engine does not hold or that is constant."},
     {"state", (PyCFunction)cpu_state, METH_VARARGS,
      "state(offset, size) -> memoryview\n\nA window on the target's state; valid until close()."},
     {"stats", (PyCFunction)cpu_stats, METH_NOARGS, "stats() -> dict\n\nWhat the cpu did."},

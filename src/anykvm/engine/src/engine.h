@@ -81,6 +81,7 @@ struct target {
     void (*reset)(struct cpu *c);
     void (*refresh)(struct cpu *c);
     void (*apply)(struct cpu *c, const struct op *op);
+    bool (*sysreg)(struct cpu *c, uint32_t enc, uint64_t *value, bool write);
     void (*sync)(struct cpu *c, uintptr_t ra);
     void (*restore)(struct cpu *c, uintptr_t ra); /* state back to the parked instruction, then leave; no return */
 };

@@ -99,6 +99,8 @@
 #define A64_VMPIDR 2832
 #define A64_ENV_UC 12728
 
+#define A64_CP_REGS 54544     /* within ARMCPU */
+
 #define A64_EXCP_UDEF 1
 #define A64_EXCP_HVC 11
 #define A64_EXCP_SMC 13
@@ -117,6 +119,8 @@ struct a64_cpreg {
     void *raw_readfn, *raw_writefn, *resetfn, *orig_readfn, *orig_writefn;
 };
 #define CPREG_STATE_AA64 1
+#define CPREG_KEY (1u << 28 | 0x13u << 16) /* AArch64, guest-visible */
+#define CPREG_SPECIAL 0x0001
 #define CPREG_CONST 0x0002
 #define CPREG_OVERRIDE 0x0010
 #define CPREG_NO_RAW 0x0080
