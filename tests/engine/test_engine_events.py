@@ -181,16 +181,13 @@ def test_a_kick_while_parked_lets_the_access_finish(board):
 
 
 def test_one_thread_at_a_time(board, runner):
-    c = board("count").cpu(x0=RAM + 0x8000, x1=1 << 40)
-    runner(c)
+    c = board("count").cpu(x0=RAM + 0x8000, x1=100_000_000, x2=1)
+    r = runner(c)
     time.sleep(0.05)
     for use in (c.run, c.reset, c.close, c.abandon):
         with pytest.raises(RuntimeError, match="running on another thread"):
             use()
-    c.gpr[1] = 1  # end the loop
-    deadline = time.monotonic() + 5
-    while c.running and time.monotonic() < deadline:
-        time.sleep(0.01)
+    r.result()
 
 
 def test_closed_things_say_so():
