@@ -10,7 +10,8 @@ from anykvm.uapi import common
 from anykvm.virt.hooks import ArchHooks
 from anykvm.virt.memory import SlotChange
 
-from . import caps, irqchip, run, vcpu_ioctl, vm_ioctl
+from . import caps, run, vcpu_ioctl, vm_ioctl
+from . import irqchip as chip_inputs
 from .vcpu import Arm64Vcpu
 from .vgic import VGIC_MAX_RESERVED, VGIC_NR_PRIVATE_IRQS, VGIC_V3_MAX_CPUS
 from .vgic_device import VgicV2Device, VgicV3Device
@@ -107,11 +108,11 @@ class Arm64Hooks(ArchHooks):
 
     def irq_line(self, vm: Vm, irq: int, level: int) -> int:
         """KVM_IRQ_LINE."""
-        return irqchip.irq_line(vm.arch, irq, level)
+        return chip_inputs.irq_line(vm.arch, irq, level)
 
-    def set_irq(self, vm: Vm, irqchip_number: int, pin: int, level: int) -> int:
+    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int) -> int:
         """Drive an SPI."""
-        return irqchip.set_pin(vm.arch, pin, level)
+        return chip_inputs.set_pin(vm.arch, pin, level)
 
     def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
         """There is no ITS: no message is an interrupt."""

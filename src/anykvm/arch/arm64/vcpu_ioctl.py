@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import arm64 as uapi
 from anykvm.uapi import common
 
-from . import inject, one_reg
+from . import inject, regs
 
 if TYPE_CHECKING:
     from .vcpu import Arm64Vcpu
@@ -28,22 +28,22 @@ def vcpu_init(vcpu: Arm64Vcpu, arg: int) -> int:
     return 0
 
 
-def get_one_reg(vcpu: Arm64Vcpu, arg: int) -> int:
+def get_regs(vcpu: Arm64Vcpu, arg: int) -> int:
     """KVM_GET_ONE_REG."""
     _initialised(vcpu)
     services = vcpu.vcpu.services
     request = services.read_struct(arg, common.KvmOneReg)
-    services.copy_to_user(request.addr, one_reg.get(vcpu, request.id))
+    services.copy_to_user(request.addr, regs.get(vcpu, request.id))
     return 0
 
 
-def set_one_reg(vcpu: Arm64Vcpu, arg: int) -> int:
+def set_regs(vcpu: Arm64Vcpu, arg: int) -> int:
     """KVM_SET_ONE_REG."""
     _initialised(vcpu)
     services = vcpu.vcpu.services
     request = services.read_struct(arg, common.KvmOneReg)
     size = common.reg_size(request.id)
-    one_reg.set_(vcpu, request.id, services.copy_from_user(request.addr, size))
+    regs.set_(vcpu, request.id, services.copy_from_user(request.addr, size))
     return 0
 
 
@@ -52,7 +52,7 @@ def get_reg_list(vcpu: Arm64Vcpu, arg: int) -> int:
     _initialised(vcpu)
     services = vcpu.vcpu.services
     room = services.read_struct(arg, common.KvmRegList).n
-    found = one_reg.reg_list(vcpu)
+    found = regs.reg_list(vcpu)
     services.copy_to_user(arg, len(found).to_bytes(8, "little"))
     if room < len(found):
         raise OSError(errno.E2BIG, f"the register list has {len(found)} entries, there is room for {room}")
@@ -162,8 +162,8 @@ def has_device_attr(vcpu: Arm64Vcpu, arg: int) -> int:
 
 IOCTLS: Final[dict[int, Callable[[Arm64Vcpu, int], int]]] = {
     uapi.KVM_ARM_VCPU_INIT: vcpu_init,
-    common.KVM_GET_ONE_REG: get_one_reg,
-    common.KVM_SET_ONE_REG: set_one_reg,
+    common.KVM_GET_ONE_REG: get_regs,
+    common.KVM_SET_ONE_REG: set_regs,
     common.KVM_GET_REG_LIST: get_reg_list,
     common.KVM_GET_MP_STATE: get_mp_state,
     common.KVM_SET_MP_STATE: set_mp_state,
