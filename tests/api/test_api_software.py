@@ -84,7 +84,8 @@ def test_immediate_exit_completes_the_read(vm: Vm) -> None:
 
 def test_kicks_from_another_thread_are_not_lost(vm: Vm) -> None:
     with guest(vm, ADD_X0_1, BRANCH_BACK_1) as vcpu:
-        kicks, done = 200, []
+        kicks = 200
+        done: list[object] = []
 
         def runner() -> None:
             while len(done) < kicks:
