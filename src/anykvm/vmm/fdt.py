@@ -93,7 +93,8 @@ def _reg(*regions: memory.Region) -> list[int]:
 
 def _chosen(machine: MachineDescription) -> Any:
     node = _node("chosen")
-    _set(node, "bootargs", machine.command_line)
+    # As bytes: the line may be empty, or not in ASCII.
+    node.append(fdt.PropBytes("bootargs", data=machine.command_line.encode() + b"\0"))
     _set(node, "stdout-path", f"/pl011@{memory.UART.base:x}")
     if machine.initrd is not None:
         start, end = machine.initrd
