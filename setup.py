@@ -10,6 +10,8 @@ from setuptools import Extension, setup
 # Unicorn's functions that the engine takes the place of (src/anykvm/engine/src/*.c has a __wrap_ of each).
 WRAPPED = [
     "gen_intermediate_code_aarch64",
+    "tcg_gen_callN_aarch64",
+    "tcg_gen_exit_tb_aarch64",
     "tlb_reset_dirty_by_vaddr_aarch64",
     "tlb_set_page_with_attrs_aarch64",
     "tlb_flush_by_mmuidx_all_cpus_synced_aarch64",

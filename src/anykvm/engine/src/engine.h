@@ -159,8 +159,7 @@ struct cpu {
     _Atomic uint64_t done;
     bool flush_code;            /* do it at the next block boundary */
 
-    void *cur_tb;               /* being translated */
-    void *exit_label;
+    void *exit_label;           /* of the block being translated: where its first check branches to */
 
     uint64_t n_runs, n_exits, n_kicks, n_shootdowns, n_blocks, guest_ns;
 };

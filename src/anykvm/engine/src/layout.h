@@ -50,6 +50,14 @@
 #define TB_CFLAGS 24
 #define TCG_TB_CFLAGS 100
 
+#define TCG_CPU_ENV 43248
+#define TCG_UC 43376
+#define TCG_OP_SET_LABEL 1
+#define TCG_OP_LD_I32 13
+#define TCG_TYPE_I32 0
+#define TCG_COND_LT 2
+#define TB_EXIT_REQUESTED 3
+
 /* The software TLB: one {mask, table} pair per MMU mode, 64-byte entries. */
 #define TLB_ENTRY_BITS 6
 #define TLBE_READ 0
