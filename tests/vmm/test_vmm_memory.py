@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,7 +76,7 @@ def test_regions_do_not_overlap() -> None:
         memory.Region(memory.RAM_BASE, 1 << 40),
     ]
     ordered = sorted(regions, key=lambda region: region.base)
-    assert all(a.end <= b.base for a, b in zip(ordered, ordered[1:], strict=False))
+    assert all(a.end <= b.base for a, b in pairwise(ordered))
     assert memory.GIC_V3_REDISTRIBUTORS.size >= 512 * memory.GIC_V3_REDISTRIBUTOR_SIZE
     assert memory.virtio_slot(memory.VIRTIO_SLOTS - 1).end == memory.VIRTIO.end
     assert memory.virtio_irq(memory.VIRTIO_SLOTS - 1).spi + 32 < memory.GIC_INTERRUPTS

@@ -140,7 +140,7 @@ class FakeBackend:
         self.maps[fd] = mmap.mmap(-1, length)
         return self.maps[fd]
 
-    def kick(self, fd: int) -> None:
+    def interrupt(self, fd: int) -> None:
         self.kicks[fd].set()
 
     def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
