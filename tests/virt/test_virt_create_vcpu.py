@@ -11,8 +11,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from anykvm.uapi import requests as rq
 from fake_arch import CountingServices, Machine
+
+from anykvm.uapi import requests as rq
 
 CREATE = rq.KVM_CREATE_VCPU
 
@@ -191,6 +192,7 @@ def test_a_publication_that_fails_unwinds_from_under_the_locks(machine: Machine)
 
 
 def test_no_ioctl_gets_in_before_the_vcpu_is_online(machine: Machine) -> None:
+    machine.arch.alone = False
     fd = machine.vm()
     vm = machine.vm_of(fd)
     seen: list[int] = []
@@ -221,6 +223,7 @@ def test_no_ioctl_gets_in_before_the_vcpu_is_online(machine: Machine) -> None:
 
 def test_threads_that_race_for_one_id_get_one_vcpu(machine: Machine) -> None:
     machine.arch.max_vcpus = 64
+    machine.arch.alone = False
     fd = machine.vm()
     vm = machine.vm_of(fd)
     for vcpu_id in range(8):

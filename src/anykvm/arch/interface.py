@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What an architecture's package looks like: the same file names in each, and one entry, ``hooks()``.
 
-Who knows one architecture finds the same thing in the same place in the next. What an architecture has beyond this (PSCI, a
-second interrupt controller) is in files of its own, named after the thing. The functions behind ``hooks()`` are declared in
-``anykvm.virt.hooks``.
+Who knows one architecture finds the same thing in the same place in the next. What an architecture has beyond this
+(PSCI, a second interrupt controller) is in files of its own, named after the thing. The functions behind ``hooks()``
+are declared in ``anykvm.virt.hooks``.
 """
 
 from __future__ import annotations

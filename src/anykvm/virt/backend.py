@@ -12,12 +12,11 @@ import mmap
 import os
 import weakref
 
-from .handles import FileTable
+from .handles import FileTable, InheritedFile
 from .hooks import ArchHooks
 from .services import Services
 from .system import SystemFile
 from .vcpu import VcpuFile
-from .vm import VmFile
 
 _backends: weakref.WeakSet[SoftwareBackend] = weakref.WeakSet()
 
@@ -54,7 +53,7 @@ class SoftwareBackend:
     def mmap(self, fd: int, length: int) -> mmap.mmap:
         """Map a vCPU's run page, shared; ``length`` in bytes, at most KVM_GET_VCPU_MMAP_SIZE; EBADF, EINVAL, ENODEV."""
         file = self._by_fd.get(fd) or self.files.find(fd)
-        if not isinstance(file, VcpuFile):
+        if file.kind != "vcpu":
             raise OSError(errno.ENODEV, f"a {file.kind} fd cannot be mapped")
         try:
             return mmap.mmap(fd, length)
@@ -93,10 +92,8 @@ class SoftwareBackend:
     def after_fork(self) -> None:
         """Let go, in a forked child, of what is the parent's: its VMs answer EIO, new ones can be made."""
         for file in self.files.files():
-            if isinstance(file, VmFile):
-                file.vm.refuses = errno.EIO
-            elif isinstance(file, VcpuFile):
-                file.vcpu.vm.refuses = errno.EIO
+            if not isinstance(file, SystemFile):
+                self.files.replace(file, InheritedFile(file))
         self.services.after_fork()
 
     def __enter__(self) -> SoftwareBackend:

@@ -12,6 +12,7 @@ from anykvm.uapi.structs import KvmCreateDevice, KvmDeviceAttr
 
 from .handles import KvmFile
 from .ladder import Ladder
+from .services import Charge
 
 if TYPE_CHECKING:
     from .vm import Vm
@@ -30,6 +31,7 @@ class DeviceOps:
     def __init__(self, vm: Vm, device_type: int) -> None:
         self.vm = vm
         self.device_type = device_type
+        self.charge: Charge | None = None
 
     def create(self) -> None:
         """Build the device, with the VM's lock held; on failure clean up and raise, and destroy is not called."""
@@ -92,9 +94,11 @@ class DeviceFile(KvmFile):
     def release(self) -> None:
         """Drop the VM reference; the device stays until the VM dies."""
         vm = self.vm
+        device = self.device
         with vm.lock:
-            if self.device in vm.devices and self.device.release():
-                vm.devices.remove(self.device)
+            if device in vm.devices and device.release():
+                vm.devices.remove(device)
+                free_device(device)
         vm.put()
 
 
@@ -121,8 +125,15 @@ def create_device(vm: Vm, arg: int) -> int:
         services.write_struct(arg, request)
         services.publish("device fd")
         vm.files.install(fd, DeviceFile(device))
-    vm.device_charges.append(charge)
+    device.charge = charge
     return 0
+
+
+def free_device(device: DeviceOps) -> None:
+    """Give a device's structure back, when it has been torn down."""
+    if device.charge is not None:
+        device.vm.services.free(device.charge)
+        device.charge = None
 
 
 def _unmake(vm: Vm, device: DeviceOps) -> None:

@@ -55,9 +55,9 @@ class Irqfd:
 class Irqfds:
     """The irqfds of a VM and the thread that listens to them, which starts with the first one."""
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: Vm, lock: threading.Lock) -> None:
         self._vm = vm
-        self._lock = threading.Lock()
+        self._lock = lock
         self._items: dict[int, Irqfd] = {}
         self._epoll: select.epoll | None = None
         self._wake: EventFd | None = None

@@ -15,7 +15,7 @@ class KvmFile:
     """What an fd of ours stands for (struct file and its file_operations)."""
 
     __slots__ = ("fd", "inode")
-    kind = "file"
+    kind: str = "file"
 
     def __init__(self) -> None:
         self.fd = -1
@@ -29,6 +29,25 @@ class KvmFile:
         """See the last fd closed."""
 
 
+class InheritedFile(KvmFile):
+    """In a forked child, an fd of an object that lives in the parent: ioctls are EIO, closing touches nothing."""
+
+    __slots__ = ("kind",)
+
+    def __init__(self, file: KvmFile) -> None:
+        super().__init__()
+        self.kind = file.kind
+        self.fd = file.fd
+        self.inode = file.inode
+
+    def ioctl(self, request: int, arg: int) -> int:
+        """Refuse: the VM belongs to another process's memory."""
+        raise OSError(errno.EIO, "this VM belongs to the process that forked this one")
+
+    def release(self) -> None:
+        """Leave the parent's object alone."""
+
+
 class FileTable:
     """The fds of one backend."""
 
@@ -37,7 +56,6 @@ class FileTable:
     def __init__(self) -> None:
         self._by_fd: dict[int, KvmFile] = {}
         self._by_inode: dict[tuple[int, int], KvmFile] = {}
-        # What the backend's hot path looks in.
 
     @property
     def by_fd(self) -> dict[int, KvmFile]:
@@ -59,6 +77,11 @@ class FileTable:
         file.inode = (stat.st_dev, stat.st_ino)
         self._by_inode[file.inode] = file
         self._by_fd[fd] = file
+
+    def replace(self, file: KvmFile, by: KvmFile) -> None:
+        """Let an fd stand for something else."""
+        self._by_fd[file.fd] = by
+        self._by_inode[file.inode] = by
 
     def find(self, fd: int) -> KvmFile:
         """Find an fd that is not in the table by its number; EBADF if it is closed, ENOTTY if it is not ours."""

@@ -122,11 +122,11 @@ class Vcpu:
         if self.memfd >= 0:
             self.services.close_fd(self.memfd)
             self.memfd = -1
-        self._words.release()
-        self._page.release()
         del self.run
-        # While someone still looks at the structure the mapping stays; it goes when they do.
+        # While someone still looks at the page the mapping stays; it goes when they do.
         with contextlib.suppress(BufferError):
+            self._words.release()
+            self._page.release()
             self.run_map.close()
 
     @property
@@ -186,13 +186,14 @@ class Vcpu:
         """KVM_RUN, with the mutex held: EINVAL for an argument, EINTR for immediate_exit, else the architecture's."""
         if arg:
             raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
-        if self._page[_IMMEDIATE_EXIT]:
-            self.hooks.vcpu_complete_io(self)
-            self.stats.values[SIGNAL_EXITS] += 1
-            raise OSError(errno.EINTR, "immediate_exit is set")
         self.signal_pending = False
+        # First say that we run, then look: who sets immediate_exit and then interrupts us is seen here or there.
         self.running = True
         try:
+            if self._page[_IMMEDIATE_EXIT]:
+                self.hooks.vcpu_complete_io(self)
+                self.stats.values[SIGNAL_EXITS] += 1
+                raise OSError(errno.EINTR, "immediate_exit is set")
             return self.hooks.vcpu_run(self)
         finally:
             self.running = False
@@ -226,42 +227,51 @@ class Vcpu:
 
 
 class VcpuFile(KvmFile):
-    """A vCPU fd; it holds a reference to its VM."""
+    """A vCPU fd; it holds a reference to its VM.
 
-    __slots__ = ("_references", "closed", "vcpu")
+    An ioctl in progress, or waiting for the mutex, keeps the reference after close, as fdget keeps a file: the last
+    to leave drops it. The two lists count without a lock, list.append and list.pop being atomic.
+    """
+
+    __slots__ = ("_entered", "_reference", "closed", "vcpu")
     kind = "vcpu"
 
     def __init__(self, vcpu: Vcpu) -> None:
         super().__init__()
         self.vcpu = vcpu
         self.closed = False
-        # One reference to the VM: whoever pops it drops it.
-        self._references = [vcpu.vm]
+        self._entered: list[None] = []
+        # The reference to the VM: whoever pops it drops it.
+        self._reference = [vcpu.vm]
 
     def ioctl(self, request: int, arg: int) -> int:
         """Serve one ioctl with the vCPU's mutex held; it waits for the one in progress."""
         vcpu = self.vcpu
+        self._entered.append(None)
         try:
+            # Either close() sees us in the list, or we see that it has closed.
+            if self.closed:
+                raise OSError(errno.EBADF, f"the fd of vCPU {vcpu.vcpu_id} is closed")
             with vcpu.mutex:
                 if vcpu.vm.refuses:
                     raise vcpu.vm.refusal()
                 if request == rq.KVM_RUN:
                     return vcpu.run_ioctl(arg)
-                return vcpu.ioctl(request & 0xFFFFFFFF, arg)
+                return vcpu.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
         finally:
-            if self.closed:
+            self._entered.pop()
+            if self.closed and not self._entered:
                 self._drop()
 
     def release(self) -> None:
-        """Drop the VM reference, once no ioctl is in progress: an ioctl keeps the file, as fdget does."""
+        """Drop the VM reference, unless an ioctl is in progress, which then does it."""
         self.closed = True
-        if self.vcpu.mutex.acquire(blocking=False):
-            self.vcpu.mutex.release()
+        if not self._entered:
             self._drop()
 
     def _drop(self) -> None:
         try:
-            vm = self._references.pop()
+            vm = self._reference.pop()
         except IndexError:
             return
         self.vcpu.ladder.drop("fd")

@@ -16,7 +16,7 @@ from anykvm.uapi import requests as rq
 
 from .bus import IoBus
 from .create_vcpu import create_vcpu, destroy_vcpu
-from .device import DeviceOps, create_device
+from .device import DeviceOps, create_device, free_device
 from .dirty import clear_dirty_log, get_dirty_log
 from .eventfd import Ioeventfds, Irqfds, ioeventfd, irqfd
 from .extensions import check_extension, enable_cap
@@ -25,7 +25,7 @@ from .hooks import ArchHooks
 from .irq import IrqRouting, irq_line, irq_line_status, set_gsi_routing, signal_msi
 from .ladder import Ladder
 from .memory import MemorySlots, set_user_memory_region, set_user_memory_region2
-from .services import Charge, Services
+from .services import Services
 from .stats import VM_STATS, Stats
 from .vcpu import Vcpu
 
@@ -46,12 +46,12 @@ class Vm:
         self.pid = os.getpid()
         self.arch: Any = None
         self.refuses = 0
+        self._why = ""
         self.max_vcpus = hooks.max_vcpus
         self.created_vcpus = 0
         self.online_vcpus = 0
         self.vcpu_array: list[Vcpu] = []
         self.devices: list[DeviceOps] = []
-        self.device_charges: list[Charge] = []
         self.manual_dirty_log_protect = 0
         self._users = 1
         with Ladder() as inner:
@@ -59,11 +59,12 @@ class Vm:
             self.lock = inner.acquire("lock", services.mutex, services.free_mutex, "vm lock")
             self.slots_lock = inner.acquire("slots_lock", services.mutex, services.free_mutex, "vm slots_lock")
             self.irq_lock = inner.acquire("irq_lock", services.mutex, services.free_mutex, "vm irq_lock")
+            irqfds_lock = inner.acquire("irqfds", services.mutex, services.free_mutex, "vm irqfds")
             self._users_lock = inner.acquire("users", services.mutex, services.free_mutex, "vm users")
         self._inner = inner
         self.memory = MemorySlots(self)
         self.irq = IrqRouting(self)
-        self.irqfds = Irqfds(self)
+        self.irqfds = Irqfds(self, irqfds_lock)
         self.ioeventfds = Ioeventfds(self)
         self.mmio_bus = IoBus("MMIO")
         self.pio_bus = IoBus("port I/O")
@@ -100,9 +101,8 @@ class Vm:
                 raise AssertionError("put_no_destroy dropped the last reference")
 
     def destroy(self) -> None:
-        """Run the ladder backwards. In a forked child nothing is touched: it is the parent's."""
-        if self.pid == os.getpid():
-            self.ladder.unwind()
+        """Run the ladder backwards."""
+        self.ladder.unwind()
 
     # A VM that refuses.
 
@@ -115,9 +115,7 @@ class Vm:
 
     def refusal(self) -> OSError:
         """What an ioctl of a VM that refuses raises."""
-        if self.pid != os.getpid():
-            return OSError(errno.EIO, "this VM belongs to the process that forked this one")
-        return OSError(errno.EIO, f"this VM is dead: {getattr(self, '_why', 'destroyed')}")
+        return OSError(self.refuses, f"this VM is dead: {self._why}")
 
     # vCPUs.
 
@@ -206,8 +204,7 @@ class VmFile(KvmFile):
 
     def release(self) -> None:
         """End the irqfds, which hold no reference, and drop the fd's."""
-        if self.vm.pid == os.getpid():
-            self.vm.irqfds.release()
+        self.vm.irqfds.release()
         self.vm.put()
 
 
@@ -237,6 +234,5 @@ def _destroy_vcpus(vm: Vm) -> None:
 def _destroy_devices(vm: Vm) -> None:
     for device in reversed(vm.devices):
         device.destroy()
+        free_device(device)
     vm.devices.clear()
-    for charge in vm.device_charges:
-        vm.services.free(charge)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The binary statistics, read as a program reads them."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+import pytest
+from fake_arch import Machine
+
+from anykvm.uapi import requests as rq
+from anykvm.uapi.structs import KvmStatsDesc, KvmStatsHeader
+from anykvm.virt import stats
+
+GET = rq.KVM_GET_STATS_FD
+
+
+def parse(fd: int) -> tuple[str, dict[str, int]]:
+    """Read everything through pread, by the offsets in the header."""
+    head = KvmStatsHeader.from_buffer_copy(os.pread(fd, ctypes.sizeof(KvmStatsHeader), 0))
+    assert head.flags == 0
+    for offset in (head.id_offset, head.desc_offset, head.data_offset):
+        assert offset % 8 == 0
+    identity = os.pread(fd, head.name_size, head.id_offset).split(b"\0")[0].decode()
+    values = {}
+    size = ctypes.sizeof(KvmStatsDesc)
+    for index in range(head.num_desc):
+        raw = os.pread(fd, size + head.name_size, head.desc_offset + index * (size + head.name_size))
+        desc = KvmStatsDesc.from_buffer_copy(raw)
+        assert desc.size == 1
+        name = raw[size:].split(b"\0")[0].decode()
+        (values[name],) = struct.unpack("=Q", os.pread(fd, 8, head.data_offset + desc.offset))
+    return identity, values
+
+
+def test_a_vm(machine: Machine) -> None:
+    vm = machine.vm()
+    machine.vcpu(vm)
+    fd = machine.ioctl(vm, GET)
+    identity, values = parse(fd)
+    assert identity == f"kvm-{os.getpid()}"
+    assert list(values) == [name for name, _, _ in stats.VM_STATS]
+    assert values["vcpus"] == 1
+    machine.vcpu(vm, 1)
+    assert parse(fd)[1]["vcpus"] == 2
+    os.close(fd)
+
+
+def test_a_vcpu_has_live_values(machine: Machine) -> None:
+    vcpu = machine.vcpu(machine.vm(), 7)
+    object_ = machine.vcpu_of(vcpu)
+    object_.stats.values[stats.EXITS] += 3
+    fd = machine.ioctl(vcpu, GET)
+    identity, values = parse(fd)
+    assert identity == f"kvm-{os.getpid()}/vcpu-7"
+    assert list(values) == [name for name, _, _ in stats.VCPU_STATS] + ["fake_exits"]
+    assert values["exits"] == 3
+    object_.stats.values[stats.EXITS] += 1
+    object_.stats.values[stats.FIRST_ARCH_STAT] += 9
+    values = parse(fd)[1]
+    assert (values["exits"], values["fake_exits"]) == (4, 9)
+    assert object_.stats.as_dict()["exits"] == 4
+    os.close(fd)
+
+
+def test_the_names_of_indices() -> None:
+    names = [name for name, _, _ in stats.VCPU_STATS]
+    assert names[stats.MMIO_EXIT_KERNEL] == "mmio_exit_kernel"
+    assert names[stats.VCPU_IRQ_INJECTIONS] == "irq_injections"
+    assert names[stats.HALT_WAIT_NS] == "halt_wait_ns"
+    assert names[stats.BLOCKING] == "blocking"
+    assert [name for name, _, _ in stats.VM_STATS][stats.VCPUS] == "vcpus"
+
+
+def test_each_fd_has_a_position_and_none_can_write(machine: Machine) -> None:
+    vcpu = machine.vcpu(machine.vm())
+    one, two = machine.ioctl(vcpu, GET), machine.ioctl(vcpu, GET)
+    assert one != two
+    first = os.read(one, 24)
+    assert os.read(two, 24) == first
+    assert os.read(one, 24) != first
+    with pytest.raises(OSError):
+        os.pwrite(one, b"x", 0)
+    assert not os.get_inheritable(one)
+    assert os.pread(one, 10, 1 << 20) == b""
+    os.close(one)
+    os.close(two)
+
+
+def test_an_fd_outlives_the_vm(machine: Machine) -> None:
+    base = machine.ledger()
+    vm = machine.vm()
+    vcpu = machine.vcpu(vm)
+    fd = machine.ioctl(vcpu, GET)
+    machine.backend.close(vcpu)
+    machine.backend.close(vm)
+    assert machine.ledger() == base
+    assert parse(fd)[1]["exits"] == 0
+    os.close(fd)
+
+
+@pytest.mark.parametrize("step", range(3))
+def test_no_fd_left(machine: Machine, step: int) -> None:
+    vm = machine.vm()
+    before = machine.ledger()
+    machine.services.arm(step)
+    assert machine.errno(vm, GET) in {"EMFILE", "ENOMEM"}
+    machine.services.disarm()
+    kept = ("fd", f"kvm-{os.getpid()}-stats")
+    assert {key for key in machine.ledger() if key not in before} <= {kept}
+    os.close(machine.ioctl(vm, GET))
