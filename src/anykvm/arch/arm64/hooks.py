@@ -115,8 +115,8 @@ class Arm64Hooks(ArchHooks):
         return chip_inputs.set_pin(vm.arch, pin, level)
 
     def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
-        """There is no ITS: no message is an interrupt."""
-        raise OSError(errno.EINVAL, "the VM has no ITS: there are no message-signalled interrupts")
+        """There is no ITS: no message is an interrupt; ENODEV, as in the kernel."""
+        raise OSError(errno.ENODEV, "the VM has no ITS: there are no message-signalled interrupts")
 
     def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:
         """GSI n is SPI 32 + n."""

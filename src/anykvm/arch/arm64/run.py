@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _MMIO: Final = struct.Struct("<QQIB")
 _INTERNAL: Final = struct.Struct("<II16Q")
 
+_SYSREG_EXIT: Final = stats.FIRST_ARCH_STAT
 _KICK: Final = int(Event.KICK)
 _MMIO_READ: Final = int(Event.MMIO_READ)
 _MMIO_WRITE: Final = int(Event.MMIO_WRITE)
@@ -69,6 +70,7 @@ def _run(vcpu: Vcpu, arch: Arm64Vcpu, cpu: CpuLike) -> int:
         value = 0
         values[stats.EXITS] += 1
         if kind == _SYSREG_WRITE:
+            values[_SYSREG_EXIT] += 1
             writer = sysregs.get(a, _NONE)[1]
             if writer is not None:
                 writer(arch, c)
@@ -88,6 +90,7 @@ def _run(vcpu: Vcpu, arch: Arm64Vcpu, cpu: CpuLike) -> int:
             wait_for_interrupt(arch)
             values = vcpu.stats.values
         elif kind == _SYSREG_READ:
+            values[_SYSREG_EXIT] += 1
             reader = sysregs.get(a, _NONE)[0]
             if reader is not None:
                 value = reader(arch)

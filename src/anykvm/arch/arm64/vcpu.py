@@ -16,6 +16,7 @@ from anykvm.uapi import arm64 as uapi
 from anykvm.uapi import common
 from anykvm.uapi.run import KvmRun
 from anykvm.virt.ladder import Ladder
+from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from . import idregs, psci, sysregs
 from .inject import PSTATE_EL1H_DAIF
@@ -210,8 +211,13 @@ class Arm64Vcpu:
         cpu = self.cpu
         value = self.take_reply() if self.mmio else self.owed or 0
         self.owed = None
-        cpu.kick()
-        kind = cpu.run(value)[0]
+        gate = self.vm.pause
+        gate.enter()
+        try:
+            cpu.kick()
+            kind = cpu.run(value)[0]
+        finally:
+            gate.leave()
         # What the guest met next will be met again: it is undone here, not remembered.
         if kind in (Event.HVC, Event.SMC):
             cpu.pc -= 4
@@ -237,8 +243,10 @@ class Arm64Vcpu:
                 self.cpu.set_irq(0, new & LINE_IRQ != 0)
             if changed & LINE_FIQ:
                 self.cpu.set_irq(1, new & LINE_FIQ != 0)
-        if new and self.power.asleep:
-            self.power.wake()
+        if new:
+            self.vcpu.stats.values[VCPU_IRQ_INJECTIONS] += 1
+            if self.power.asleep:
+                self.power.wake()
 
     def kick(self) -> None:
         """Make the vCPU look at everything that is not the guest itself."""
