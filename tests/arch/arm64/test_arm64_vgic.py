@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -239,7 +241,7 @@ def test_a_switched_off_group_does_not_hide_the_other() -> None:
 
 def test_group_0_is_fiq_where_it_should_be() -> None:
     gic = Gic()
-    gic.cpus[0].ctlr_fiq = True
+    gic.cpus[0].group0_is_fiq = True
     gic.enable(40)
     gic.drive(40, True)
     assert gic.lines[0] == [LINE_FIQ]
@@ -351,9 +353,9 @@ def _definition(gic: Gic, cpu: VgicCpu) -> tuple[int, int | None]:
             continue
         ready |= 1 << irq.intid
         group = cpu.grpen1 if irq.group else cpu.grpen0
-        if group and gic.vgic.enabled and irq.priority < min(cpu.pmr, cpu.running_priority()):
-            if best is None or irq.priority < best.priority:
-                best = irq
+        passes = group and gic.vgic.enabled and irq.priority < min(cpu.pmr, cpu.running_priority())
+        if passes and (best is None or irq.priority < best.priority):
+            best = irq
     return ready, best.intid if best is not None else None
 
 
@@ -400,4 +402,4 @@ def test_any_sequence_keeps_the_invariant(v3: bool, steps: list[tuple[str, int, 
             assert each.line == (LINE_NONE if each.best is None else LINE_IRQ)
             lines = gic.lines[each.index]
             assert (lines[-1] if lines else LINE_NONE) == each.line
-            assert all(a != b for a, b in zip(lines, lines[1:], strict=False))
+            assert all(a != b for a, b in pairwise(lines))

@@ -82,7 +82,7 @@ class InKernelVgic:
 
     def vcpu_init(self, vcpu: Arm64Vcpu) -> None:
         """Give a vCPU its side of the GIC and, for GICv3, its redistributor; EINVAL if that overlaps something."""
-        vcpu.vgic = VgicCpu(vcpu.vcpu_id, vcpu.mpidr, vcpu.output)
+        vcpu.vgic = VgicCpu(vcpu.vcpu_id, vcpu.mpidr, vcpu.output, group0_is_fiq=self.v3)
         if self.v3:
             try:
                 with self.arch.vm.slots_lock:

@@ -92,8 +92,8 @@ class VgicCpu:
         "bpr0",
         "bpr1",
         "cbpr",
-        "ctlr_fiq",
         "eoimode",
+        "group0_is_fiq",
         "grpen0",
         "grpen1",
         "index",
@@ -107,12 +107,16 @@ class VgicCpu:
         "vcpu_id",
     )
 
-    def __init__(self, vcpu_id: int, mpidr: int, output: Callable[[int, int], None]) -> None:
+    def __init__(
+        self, vcpu_id: int, mpidr: int, output: Callable[[int, int], None], *, group0_is_fiq: bool = False
+    ) -> None:
         self.index = -1
         self.vcpu_id = vcpu_id
         self.mpidr = mpidr
         self.private: list[VgicIrq] = []
         self.output = output
+        # GICv2 lets the guest choose (GICC_CTLR.FIQEn), GICv3 does not.
+        self.group0_is_fiq = group0_is_fiq
         self.ready = 0
         self.best: VgicIrq | None = None
         self.line = LINE_NONE
@@ -125,7 +129,6 @@ class VgicCpu:
         self.grpen0 = False
         self.grpen1 = False
         self.ackctl = False
-        self.ctlr_fiq = False
         self.cbpr = False
         self.eoimode = False
         self.bpr0 = 2
@@ -263,7 +266,7 @@ class Vgic:
                     best = irq
                     limit = irq.priority
             if best is not None:
-                line = LINE_FIQ if cpu.ctlr_fiq and not best.group else LINE_IRQ
+                line = LINE_FIQ if cpu.group0_is_fiq and not best.group else LINE_IRQ
         cpu.best = best
         if line != cpu.line:
             old = cpu.line

@@ -169,14 +169,14 @@ def dist_write(vgic: Vgic, cpu: VgicCpu, offset: int, size: int, value: int) -> 
 
 
 def _ctlr(cpu: VgicCpu) -> int:
-    return cpu.grpen0 | cpu.grpen1 << 1 | cpu.ackctl << 2 | cpu.ctlr_fiq << 3 | cpu.cbpr << 4 | cpu.eoimode << 9
+    return cpu.grpen0 | cpu.grpen1 << 1 | cpu.ackctl << 2 | cpu.group0_is_fiq << 3 | cpu.cbpr << 4 | cpu.eoimode << 9
 
 
 def _set_ctlr(cpu: VgicCpu, value: int) -> None:
     cpu.grpen0 = value & 1 != 0
     cpu.grpen1 = value & 2 != 0
     cpu.ackctl = value & 4 != 0
-    cpu.ctlr_fiq = value & 8 != 0
+    cpu.group0_is_fiq = value & 8 != 0
     cpu.cbpr = value & 0x10 != 0
     cpu.eoimode = value & 0x200 != 0
 
