@@ -197,6 +197,27 @@ def test_the_map_changes_under_a_running_cpu(board, runner):
     assert b.word(COUNTER) == 30_000_000
 
 
+def test_a_stopped_machine_runs_nothing(board, runner):
+    b = board("count")
+    r = runner(b.cpu(x0=RAM + COUNTER, x1=100_000_000, x2=1))
+    while not b.word(COUNTER):
+        time.sleep(0.001)
+    with b.machine.stopped():
+        with b.machine.stopped():
+            before = b.word(COUNTER)
+        b.machine.map(RAM + 0x1000_0000, 4096, b.hva)
+        b.machine.unmap(RAM + 0x1000_0000)
+        time.sleep(0.02)
+        assert b.word(COUNTER) == before
+        late = b.cpu(x0=RAM + COUNTER + 64, x1=1)  # made while stopped: waits to run
+        other = runner(late)
+        time.sleep(0.02)
+        assert other.is_alive()
+    assert other.result()[0] == Event.HVC
+    r.result()
+    assert b.word(COUNTER) == 100_000_000
+
+
 def test_unmapped_memory_is_a_hole_again(board):
     b = board("memory")
     ram = mmap.mmap(-1, 4096)

@@ -259,7 +259,10 @@ static int materialise(struct cpu *c)
         return -1;
     }
     t->reset(c);
+    /* Whoever changes the map holds a lock that this takes, and may want the GIL. */
+    Py_BEGIN_ALLOW_THREADS
     machine_add(c->m, c);
+    Py_END_ALLOW_THREADS
     return 0;
 }
 

@@ -106,6 +106,7 @@ struct machine {
     int nconstants;
 
     pthread_mutex_t pauser;     /* one at a time changes the memory map */
+    int pauses;                 /* how deep the holder of pauser is in stops */
     pthread_mutex_t stop_lock;  /* for the condition only */
     pthread_cond_t resumed;
     atomic_int stop;            /* no cpu enters the guest while set */

@@ -123,9 +123,12 @@ void machine_enter(struct machine *m, struct cpu *c)
     }
 }
 
+/* Stops nest on one thread: the mutex is recursive. */
 static void machine_pause(struct machine *m)
 {
     pthread_mutex_lock(&m->pauser);
+    if (m->pauses++)
+        return;
     atomic_store(&m->stop, 1);
     for (int i = 0;; i++) {
         struct cpu *o = NULL;
@@ -147,10 +150,12 @@ static void machine_pause(struct machine *m)
 
 static void machine_resume(struct machine *m)
 {
-    pthread_mutex_lock(&m->stop_lock);
-    atomic_store(&m->stop, 0);
-    pthread_cond_broadcast(&m->resumed);
-    pthread_mutex_unlock(&m->stop_lock);
+    if (--m->pauses == 0) {
+        pthread_mutex_lock(&m->stop_lock);
+        atomic_store(&m->stop, 0);
+        pthread_cond_broadcast(&m->resumed);
+        pthread_mutex_unlock(&m->stop_lock);
+    }
     pthread_mutex_unlock(&m->pauser);
 }
 
@@ -196,6 +201,7 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"target", "traps", "constants", NULL};
     const char *target;
+    pthread_mutexattr_t recursive;
     PyObject *traps = NULL, *constants = NULL, *seq = NULL, *key, *value;
     Py_ssize_t pos = 0;
 
@@ -209,7 +215,10 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     if (!m)
         return NULL;
     m->target = &target_arm64;
-    pthread_mutex_init(&m->pauser, NULL);
+    pthread_mutexattr_init(&recursive);
+    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&m->pauser, &recursive);
+    pthread_mutexattr_destroy(&recursive);
     pthread_mutex_init(&m->stop_lock, NULL);
     pthread_mutex_init(&m->lock, NULL);
     pthread_cond_init(&m->resumed, NULL);
@@ -401,6 +410,25 @@ static PyObject *machine_invalidate(struct machine *m, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *machine_stop(struct machine *m, PyObject *unused)
+{
+    (void)unused;
+    if (!usable(m))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    machine_pause(m);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *machine_go(struct machine *m, PyObject *unused)
+{
+    (void)unused;
+    if (m->pauses)
+        machine_resume(m);
+    Py_RETURN_NONE;
+}
+
 static PyObject *machine_close(struct machine *m, PyObject *unused)
 {
     (void)unused;
@@ -422,6 +450,9 @@ static PyMethodDef machine_methods[] = {
      "harvest_dirty(gpa) -> bytes\n\nTake and clear a region's dirty bitmap; a later guest write is in the next one."},
     {"invalidate", (PyCFunction)machine_invalidate, METH_VARARGS,
      "invalidate(gpa, size)\n\nForget code translated from these bytes: the host wrote there."},
+    {"stop", (PyCFunction)machine_stop, METH_NOARGS,
+     "stop()\n\nNo cpu is in the guest from here to go(), which the same thread calls; they nest."},
+    {"go", (PyCFunction)machine_go, METH_NOARGS, "go()\n\nLet the cpus enter the guest again."},
     {"close", (PyCFunction)machine_close, METH_NOARGS, "close()\n\nAfter its cpus are closed."},
     {NULL, NULL, 0, NULL},
 };
