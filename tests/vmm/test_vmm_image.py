@@ -34,10 +34,17 @@ def zboot(payload: bytes, kind: bytes = b"gzip", *, size: int | None = None) -> 
     return bytes(header) + payload
 
 
+def loaded(kernel: image.KernelImage) -> bytes:
+    memory = bytearray(kernel.content.size)
+    with memoryview(memory) as view:
+        kernel.content.load(view)
+    return bytes(memory)
+
+
 def test_a_raw_image_is_taken_as_it_is(load) -> None:
     data = make_image(image_size=0x9000)
     kernel = load(data)
-    assert kernel.data == data
+    assert loaded(kernel) == data
     assert (kernel.text_offset, kernel.memory_size) == (0, 0x9000)
 
 
@@ -57,7 +64,7 @@ def test_an_old_image_without_a_size_has_the_old_text_offset(load) -> None:
     ],
 )
 def test_packed_images_are_unpacked(load, pack) -> None:
-    assert load(pack(make_image())).data == make_image()
+    assert loaded(load(pack(make_image()))) == make_image()
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,7 @@ def test_missing_files_directories_and_odd_names_are_one_line(tmp_path: Path) ->
     for path, words in (
         (tmp_path / "none", "is not there: check --kernel"),
         (tmp_path, "is a directory"),
+        (Path("/dev/null"), "not a regular file"),
         (Path("a\0b"), "cannot be read"),
     ):
         with pytest.raises(VmmError, match=words):
@@ -125,11 +133,23 @@ def test_a_damaged_header_is_refused_or_loaded_but_nothing_else(load, data: st.D
     except VmmError as error:
         assert "\n" not in str(error)
     else:
-        assert kernel.memory_size >= len(kernel.data)
+        assert kernel.memory_size >= kernel.content.size
+
+
+def test_a_file_that_becomes_shorter_meanwhile_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "initrd"
+    path.write_bytes(bytes(5000))
+    content = image.find_file(path, "initrd")
+    path.write_bytes(bytes(100))
+    with pytest.raises(VmmError, match="became shorter"):
+        content.load(memoryview(bytearray(5000)))
+    path.unlink()
+    with pytest.raises(VmmError, match="cannot be read"):
+        content.load(memoryview(bytearray(5000)))
 
 
 def test_places_do_not_overlap_and_are_aligned() -> None:
-    kernel = image.KernelImage(Path("k"), b"", 0x80000, 33 * memory.MIB)
+    kernel = image.KernelImage(image.Content(Path("k"), "kernel", 0), 0x80000, 33 * memory.MIB)
     layout = image.place(kernel, 5_000_000, 1 << 30)
     assert layout.kernel == memory.RAM_BASE + 0x80000
     assert layout.device_tree >= layout.kernel + kernel.memory_size
@@ -139,7 +159,7 @@ def test_places_do_not_overlap_and_are_aligned() -> None:
 
 
 def test_too_little_memory_says_how_much_is_needed() -> None:
-    kernel = image.KernelImage(Path("k"), b"", 0, 33 * memory.MIB)
+    kernel = image.KernelImage(image.Content(Path("k"), "kernel", 0), 0, 33 * memory.MIB)
     with pytest.raises(VmmError, match=r"give at least --memory (\d+M)") as refused:
         image.place(kernel, 10_000_000, 64 * memory.MIB)
     enough = memory.parse_size(str(refused.value).rsplit(" ", 1)[1])

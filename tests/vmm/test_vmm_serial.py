@@ -17,7 +17,8 @@ class Wires:
     def __init__(self) -> None:
         self.levels: list[bool] = []
         self.wakes = 0
-        self.uart = Pl011(self.levels.append, self._wake)
+        self.now = 50.0
+        self.uart = Pl011(self.levels.append, self._wake, lambda: self.now)
 
     def _wake(self) -> None:
         self.wakes += 1
@@ -35,6 +36,11 @@ class Wires:
     def listen(self) -> None:
         self.write(serial.LCR_H, serial.LCR_H_FEN)
         self.write(serial.IMSC, serial.INT_RX | serial.INT_RT)
+        self.settle()
+
+    def settle(self) -> None:
+        self.now += 1
+        assert self.uart.deliver() is None
 
 
 @pytest.fixture
@@ -125,6 +131,20 @@ def test_input_waits_until_the_driver_listens(wires: Wires) -> None:
     assert not wires.irq
 
 
+def test_a_driver_that_listens_for_a_moment_only_gets_nothing(wires: Wires) -> None:
+    wires.uart.receive(b"kept")
+    wires.write(serial.IMSC, serial.INT_RX | serial.INT_RT)
+    delay = wires.uart.deliver()
+    assert delay is not None and 0 < delay < 0.1
+    assert wires.read(serial.FR) & serial.FR_RXFE
+    assert not wires.irq
+    wires.write(serial.IMSC, 0)
+    assert wires.uart.deliver() is None
+    wires.now += 10
+    wires.listen()
+    assert bytes(wires.read(serial.DR) for _ in range(4)) == b"kept"
+
+
 def test_one_character_interrupts_at_once_and_many_reach_the_trigger(wires: Wires) -> None:
     wires.listen()
     wires.uart.receive(b"x")
@@ -147,6 +167,7 @@ def test_the_receive_fifo_is_32_deep_and_refills(wires: Wires) -> None:
 
 def test_without_fifos_one_character_fits(wires: Wires) -> None:
     wires.write(serial.IMSC, serial.INT_RX)
+    wires.settle()
     wires.uart.receive(b"ab")
     assert wires.read(serial.FR) & serial.FR_RXFF
     assert wires.read(serial.RIS) & serial.INT_RX
@@ -169,7 +190,8 @@ def test_no_more_input_is_wanted_than_there_is_room(wires: Wires) -> None:
     before = wires.wakes
     wires.listen()
     assert wires.uart.room() == 32
-    assert wires.wakes == before + 1  # whoever waits for room hears of it
+    assert wires.wakes == before + 2  # whoever waits for room hears of it, and that the driver listens
+    assert wires.uart.waiting() == serial.INPUT_LIMIT
 
 
 def test_registers_keep_what_fits_them(wires: Wires) -> None:

@@ -266,7 +266,10 @@ def test_entropy_is_bounded() -> None:
     accesses=st.lists(
         st.tuples(
             st.booleans(),
-            st.one_of(st.sampled_from((0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xA0)), st.integers(0, 0x1000)),
+            st.one_of(
+                st.sampled_from((0x14, 0x20, 0x24, 0x30, 0x38, 0x44, 0x50, 0x64, 0x70, 0x80, 0x84, 0x90, 0xA0)),
+                st.integers(0, 0x1000),
+            ),
             st.one_of(st.integers(0, 15), st.sampled_from((DESC, AVAIL, USED, 0xFFFFFFFF))),
             st.sampled_from((1, 2, 4, 4, 4, 8)),
         ),

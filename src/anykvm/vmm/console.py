@@ -19,6 +19,8 @@ from .escape import HELP, Command, EscapeFilter
 _CHUNK: Final = 4096  # PIPE_BUF: a pipe that is ready takes this much at once
 _COALESCE: Final = 0.002  # seconds between two writes while the guest floods the console
 _END_OF_FILE: Final = b"\x04"
+_END_SILENCE: Final = 0.5  # seconds without output before the guest is told of the end of input; doubles each time
+_END_SILENCE_MOST: Final = 64.0
 
 
 class Port(Protocol):
@@ -30,8 +32,14 @@ class Port(Protocol):
     def room(self) -> int:
         """How many characters of input are wanted."""
 
+    def waiting(self) -> int:
+        """How many characters of input the guest has not read yet."""
+
     def receive(self, data: bytes) -> None:
         """Input for the guest."""
+
+    def deliver(self) -> float | None:
+        """Hand over input that had to wait; returns the seconds after which to call again."""
 
 
 class OutputGone(Exception):
@@ -64,9 +72,10 @@ class Console:
         self._keys = EscapeFilter() if raw else None
         self._pending = memoryview(b"")
         self._last_write = 0.0
-        self._line_open = False
+        self._ended: float | None = None
+        self._silence = _END_SILENCE
         if sink is not None:
-            self._sink = self._opened = _without_blocking(sink)
+            self._opened = _without_blocking(sink)
             self._sink = sink if self._opened is None else self._opened
 
     def close(self) -> None:
@@ -87,6 +96,8 @@ class Console:
         if self._sink is not None:
             # Registered for errors in any case: a reader that goes away is noticed even in silence.
             poll.register(self._sink, select.POLLOUT if len(self._pending) else 0)
+        limits = [timeout, self._silence if self._ended is not None else None, self.port.deliver()]
+        timeout = min((limit for limit in limits if limit is not None), default=None)
         ready = dict(poll.poll(None if timeout is None else max(0, int(timeout * 1000) + 1)))
         if self._wake in ready:
             os.eventfd_read(self._wake)
@@ -96,7 +107,22 @@ class Console:
         if self._sink is not None and ready.get(self._sink, 0) & (select.POLLERR | select.POLLHUP):
             raise OutputGone("the reader of the console went away")
         self._copy(self._sink is not None and bool(ready.get(self._sink, 0) & select.POLLOUT))
+        self._end_input()
         return commands
+
+    def _end_input(self) -> None:
+        """Once there is no more input: type the end-of-file character, as a person would.
+
+        That only has a meaning while a program waits for input: so it is typed when the guest has been silent for a
+        while, and again after longer and longer silences.
+        """
+        now = time.monotonic()
+        if self._ended is None or self.port.waiting() or len(self._pending):
+            return
+        if now - self._ended >= self._silence:
+            self._ended = now
+            self._silence = min(2 * self._silence, _END_SILENCE_MOST)
+            self.port.receive(_END_OF_FILE)
 
     @property
     def idle(self) -> bool:
@@ -113,7 +139,8 @@ class Console:
             return
         output = self.port.take()
         if output:
-            self._line_open = not output.endswith(b"\n")
+            if self._ended is not None:
+                self._ended = time.monotonic()
             if self._tap is not None:
                 self._tap(output)
             if self._sink is not None:
@@ -145,11 +172,6 @@ class Console:
         except OSError as error:
             raise OutputGone(f"the console's output cannot be written ({error.strerror})") from None
 
-    @property
-    def line_open(self) -> bool:
-        """Tell whether the guest's last line has no end yet."""
-        return self._line_open
-
     def _read(self) -> list[Command]:
         assert self._source is not None
         try:
@@ -159,10 +181,9 @@ class Console:
         except OSError:
             data = b""
         if not data:
+            # A terminal that was hung up comes with a signal; all else is the end of a file.
             self._source = None
-            if self._keys is None:
-                # The guest's terminal gets what a person would type at the end.
-                self.port.receive(_END_OF_FILE)
+            self._ended = time.monotonic()
             return []
         if self._keys is None:
             self.port.receive(data)

@@ -18,6 +18,7 @@ from .errors import VmmError
 from .memory import MIB, MIN_MEMORY, PAGE_SIZE, RAM_BASE, format_size
 
 _HEADER_SIZE: Final = 64
+_HEAD_SIZE: Final = 4096  # enough for the PE header of an EFI kernel, too
 _MAGIC: Final = b"ARM\x64"
 _OLD_TEXT_OFFSET: Final = 0x8_0000  # what an Image from before 3.17 means when it gives no image_size
 _MAX_UNPACKED: Final = 512 * MIB
@@ -46,16 +47,47 @@ _ELF_MACHINES: Final = {
     183: "arm64",
     243: "riscv",
 }
+_PACKED: Final = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\xfd7zXZ\0", "xz"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\x02\x21\x4c\x18", "lz4"),
+    (b"BZh", "bzip2"),
+)
 _WANTED: Final = "boot arm64 needs an arm64 Image (arch/arm64/boot/Image, or Debian's vmlinuz)"
 
 
 @dataclass(frozen=True)
-class KernelImage:
-    """An arm64 Image, unpacked and checked."""
+class Content:
+    """What is to go into memory: a part of a file, read when it is loaded, or bytes that were unpacked before."""
 
     path: Path
-    data: bytes
-    """The Image as it goes into memory."""
+    what: str
+    """What it is to a person: ``kernel``, ``initrd``."""
+    size: int
+    unpacked: bytes | None = None
+
+    def load(self, view: memoryview) -> None:
+        """Fill `view`, `size` bytes of guest memory; ``VmmError`` if the file has become shorter or unreadable."""
+        if self.unpacked is not None:
+            view[:] = self.unpacked
+            return
+        try:
+            with self.path.open("rb", buffering=0) as stream:
+                done = 0
+                while done < self.size and (count := stream.readinto(view[done:])):
+                    done += count
+        except OSError as error:
+            raise VmmError(f"{self.what} {self.path} cannot be read ({error.strerror}): check --{self.what}") from None
+        if done < self.size:
+            raise VmmError(f"{self.what} {self.path} became shorter while it was read: try again")
+
+
+@dataclass(frozen=True)
+class KernelImage:
+    """An arm64 Image, checked."""
+
+    content: Content
     text_offset: int
     """Bytes from a 2 MiB aligned base to where the Image starts."""
     memory_size: int
@@ -74,37 +106,57 @@ class Layout:
     """The least RAM size with which the guest can start."""
 
 
-def read_file(path: Path, what: str, option: str) -> bytes:
-    """A file's content; ``VmmError`` says in one line why it cannot be had."""
+def find_file(path: Path, what: str) -> Content:
+    """A file to load, whole; ``VmmError`` says in one line why it cannot be had."""
+    _head(path, what)
+    return Content(path, what, path.stat().st_size)
+
+
+def _head(path: Path, what: str, size: int = 0) -> bytes:
+    """The first `size` bytes of a file, or all of it if `size` is negative."""
     try:
         if path.is_dir():
-            raise VmmError(f"{what} {path} is a directory: give a file with {option}")
-        return path.read_bytes()
+            raise VmmError(f"{what} {path} is a directory: give a file with --{what}")
+        if path.exists() and not path.is_file():
+            raise VmmError(f"{what} {path} is not a regular file: check --{what}")
+        with path.open("rb") as stream:
+            return stream.read(size)
     except FileNotFoundError:
-        raise VmmError(f"{what} {path} is not there: check {option}") from None
+        raise VmmError(f"{what} {path} is not there: check --{what}") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise VmmError(f"{what} {path} cannot be read ({reason}): check {option}") from None
+        raise VmmError(f"{what} {path} cannot be read ({reason}): check --{what}") from None
     except MemoryError:
-        raise VmmError(f"{what} {path} is larger than this host's memory: check {option}") from None
+        raise VmmError(f"{what} {path} is larger than this host's memory: check --{what}") from None
 
 
 def load_kernel(path: Path) -> KernelImage:
     """The kernel at `path`: a raw Image, one packed with gzip, or an EFI zboot image around one (gzip or xz)."""
-    data = read_file(path, "kernel", "--kernel")
-    data = _unpack(path, data)
-    if len(data) < _HEADER_SIZE or data[56:60] != _MAGIC:
-        raise VmmError(f"kernel {path} is {_describe(data)}: {_WANTED}")
-    text_offset, image_size, flags = struct.unpack_from("<QQQ", data, 8)
+    head = _head(path, "kernel", _HEAD_SIZE)
+    packed = _is_packed(head)
+    if packed:
+        data = _unpack(path, _head(path, "kernel", -1))
+        head, size = data[:_HEAD_SIZE], len(data)
+        content = Content(path, "kernel", size, data)
+    else:
+        content = find_file(path, "kernel")
+        size = content.size
+    if len(head) < _HEADER_SIZE or head[56:60] != _MAGIC:
+        raise VmmError(f"kernel {path} is {_describe(head)}: {_WANTED}")
+    text_offset, image_size, flags = struct.unpack_from("<QQQ", head, 8)
     if image_size == 0:
-        text_offset, image_size = _OLD_TEXT_OFFSET, len(data)
+        text_offset, image_size = _OLD_TEXT_OFFSET, size
     if flags & 1:
         raise VmmError(f"kernel {path} is big-endian, which is not supported: build it without CONFIG_CPU_BIG_ENDIAN")
     if text_offset >= _IMAGE_ALIGN or text_offset % PAGE_SIZE or image_size > 1 << 32:
         raise VmmError(f"kernel {path} has a damaged header: get the file again")
-    if len(data) < _pe_size(data):
-        raise VmmError(f"kernel {path} is truncated ({len(data)} of {_pe_size(data)} bytes): get the file again")
-    return KernelImage(path, data, text_offset, max(image_size, len(data)))
+    if size < _pe_size(head):
+        raise VmmError(f"kernel {path} is truncated ({size} of {_pe_size(head)} bytes): get the file again")
+    return KernelImage(content, text_offset, max(image_size, size))
+
+
+def _is_packed(head: bytes) -> bool:
+    return head[:2] == b"MZ" and head[4:8] == b"zimg" or any(head.startswith(magic) for magic, _ in _PACKED)
 
 
 def _unpack(path: Path, data: bytes) -> bytes:
@@ -116,13 +168,7 @@ def _unpack(path: Path, data: bytes) -> bytes:
         if offset < _HEADER_SIZE or offset + size > len(data):
             raise VmmError(f"kernel {path} is truncated ({len(data)} of {offset + size} bytes): get the file again")
         return _decompress(path, kind, data[offset : offset + size])
-    for magic, kind in (
-        (b"\x1f\x8b", "gzip"),
-        (b"\xfd7zXZ\0", "xz"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"\x02\x21\x4c\x18", "lz4"),
-        (b"BZh", "bzip2"),
-    ):
+    for magic, kind in _PACKED:
         if data.startswith(magic):
             return _decompress(path, kind, data)
     return data

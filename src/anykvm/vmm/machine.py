@@ -54,12 +54,12 @@ class Machine:
     def _build(self, stack: ExitStack, kvm: Kvm | None) -> None:
         config = self.config
         kernel = image.load_kernel(config.kernel)
-        initrd = b"" if config.initrd is None else image.read_file(config.initrd, "initrd", "--initrd")
+        initrd = None if config.initrd is None else image.find_file(config.initrd, "initrd")
         if kvm is None:
             kvm = stack.enter_context(self._kvm())
         self.backend_name = kvm.backend.name
         memory.check_memory(config.memory, arm64.address_bits(kvm), memory.host_memory())
-        layout = image.place(kernel, len(initrd), config.memory)
+        layout = image.place(kernel, 0 if initrd is None else initrd.size, config.memory)
         ram = self._ram(stack)
         vm = self._vm(stack, kvm, ram)
         vcpus = self._vcpus(stack, vm)
@@ -133,22 +133,29 @@ class Machine:
             stack.push(opened.pop_all())
 
     def _load(
-        self, ram: Ram, kernel: image.KernelImage, initrd: bytes, layout: image.Layout, mpidrs: list[int]
+        self,
+        ram: Ram,
+        kernel: image.KernelImage,
+        initrd: image.Content | None,
+        layout: image.Layout,
+        mpidrs: list[int],
     ) -> None:
-        initrd_range = (layout.initrd, layout.initrd + layout.initrd_size) if self.config.initrd is not None else None
         tree = fdt.build(
             fdt.MachineDescription(
                 mpidrs=mpidrs,
                 ram_size=self.config.memory,
                 gic=self.config.gic,
                 command_line=self.config.command_line,
-                initrd=initrd_range,
+                initrd=(layout.initrd, layout.initrd + initrd.size) if initrd is not None else None,
                 virtio_slots=self.virtio_slots,
             )
         )
-        ram.write(layout.kernel, kernel.data)
         ram.write(layout.device_tree, tree)
-        ram.write(layout.initrd, initrd)
+        with ram.view(layout.kernel, kernel.content.size) as view:
+            kernel.content.load(view)
+        if initrd is not None:
+            with ram.view(layout.initrd, initrd.size) as view:
+                initrd.load(view)
 
     # Running.
 

@@ -7,12 +7,14 @@ characters. Not there: DMA, modem lines that change, loopback, line errors, baud
 Output is collected here and taken in chunks by whoever shows it (:meth:`Pl011.take`); the first character after that
 calls ``wake``. If nobody takes it, the transmit FIFO is full to the guest, which then waits, as with a slow terminal.
 
-Input is handed to the guest only while its driver has the receive interrupt enabled. Linux empties the FIFO when the
-port is opened: what was typed, or piped in, before that would be lost otherwise.
+Input is handed to the guest only when its driver has had the receive interrupt enabled for some milliseconds. Linux
+enables it for a moment and empties the FIFO when it opens the port: what was typed, or piped in, before that would be
+lost otherwise.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from threading import Condition
@@ -54,6 +56,7 @@ OUTPUT_LIMIT: Final = 1 << 16
 _OUTPUT_HARD_LIMIT: Final = OUTPUT_LIMIT + 4096  # for writers that do not look at the flag
 INPUT_LIMIT: Final = 1 << 12
 """Characters kept for a slow guest before no more are wanted."""
+_SETTLE: Final = 0.02  # seconds
 _FULL_PAUSE: Final = 0.01  # seconds a vCPU sleeps when it looks at a full FIFO, instead of spinning
 
 # Registers that keep what is written: offset, mask, value after reset.
@@ -67,11 +70,19 @@ _STORED: Final = {
 
 
 class Pl011:
-    """The registers. `set_irq` gets the level of the interrupt line, `wake` is called when there is output to take."""
+    """The registers.
 
-    def __init__(self, set_irq: Callable[[bool], None], wake: Callable[[], None]) -> None:
+    `set_irq` gets the level of the interrupt line; `wake` is called when there is output to take, or room for input;
+    `clock` gives seconds.
+    """
+
+    def __init__(
+        self, set_irq: Callable[[bool], None], wake: Callable[[], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._set_irq = set_irq
         self._wake = wake
+        self._clock = clock
+        self._listening: float | None = None
         self._lock = Condition()
         self._stored = {offset: initial for offset, (_, initial) in _STORED.items()}
         self._lcr_h = 0
@@ -126,8 +137,7 @@ class Pl011:
                 case 0x34:
                     self._ifls = value & 0x3F
                 case 0x38:
-                    self._imsc = value & INT_ALL
-                    self._refill()
+                    self._set_mask(value & INT_ALL)
                 case 0x44:
                     self._ris &= ~value
             self._update()
@@ -175,9 +185,18 @@ class Pl011:
             return 1
         return _RX_TRIGGERS[min(self._ifls >> 3 & 7, len(_RX_TRIGGERS) - 1)]
 
+    def _set_mask(self, mask: int) -> None:
+        self._imsc = mask
+        if not mask & (INT_RX | INT_RT):
+            self._listening = None
+        elif self._listening is None:
+            self._listening = self._clock()
+            if self._input:
+                self._wake()
+
     def _refill(self) -> None:
         """Move input into the FIFO; the receive timeout (32 bit times) is over at once."""
-        if not self._imsc & (INT_RX | INT_RT):
+        if self._listening is None or self._clock() - self._listening < _SETTLE:
             return
         count = min(self._depth() - len(self._fifo), len(self._input))
         if count > 0:
@@ -212,9 +231,24 @@ class Pl011:
         """How many characters of input are wanted."""
         return max(INPUT_LIMIT - len(self._input), 0)
 
+    def waiting(self) -> int:
+        """How many characters of input the guest has not read yet."""
+        return len(self._input) + len(self._fifo)
+
     def receive(self, data: bytes) -> None:
         """Input for the guest; what is more than :meth:`room` is kept all the same."""
         with self._lock:
             self._input += data
             self._refill()
             self._update()
+
+    def deliver(self) -> float | None:
+        """Hand over input that had to wait; returns the seconds after which to call again, if that may do more."""
+        if not self._input or self._listening is None:
+            return None
+        with self._lock:
+            self._refill()
+            self._update()
+            since = self._listening
+        left = 0.0 if since is None else since + _SETTLE - self._clock()
+        return left if left > 0 else None
