@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The programs that boot the same guest: anykvm and QEMU; and running one as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from anykvm.guests import Guest, Transcript, read_transcript
+
+from . import quiet
+from .measure import OURS
+
+MEMORY_MIB = 512
+TIMEOUT = 300.0  # seconds; a guest that takes longer hangs
+_CLOCK_SLACK = (
+    0.15  # seconds: the guest's clock has steps of 10 ms, and the console's lines come late on a busy machine
+)
+_CLOCK_ERROR = 0.02
+_QEMU = "qemu-system-aarch64"
+_MARK = re.compile(rb"anykvm-(begin|end) (\S+) [\d. ]+\r?$")
+_COMMON_WORDS = "console=ttyAMA0 panic=-1"  # those that anykvm boot puts before --append
+
+
+class BenchmarkError(RuntimeError):
+    """Something could not be measured; one line that says why."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a guest is to do: both programs get the same."""
+
+    guest: Guest
+    initrd: Path
+    words: str
+    """Of the kernel command line, after console= and panic=."""
+    vcpus: int = 1
+
+
+class Vmm(Protocol):
+    """A program that boots guests."""
+
+    name: str
+
+    def command(self, load: Load) -> list[str]:
+        """The command line that boots `load` with its console on standard output."""
+
+
+class Anykvm:
+    """``anykvm boot`` of the Python this runs in, on the software backend."""
+
+    name = OURS
+
+    def command(self, load: Load) -> list[str]:
+        """See :class:`Vmm`."""
+        return [
+            *anykvm_command(),
+            "boot",
+            load.guest.arch,
+            *("--backend", "software"),
+            *("--kernel", str(load.guest.kernel)),
+            *("--initrd", str(load.initrd)),
+            *("--smp", str(load.vcpus)),
+            *("--memory", f"{MEMORY_MIB}M"),
+            "--no-reboot",
+            *("--append", load.words),
+        ]
+
+
+class Qemu:
+    """QEMU's TCG with one thread per vCPU if there are several.
+
+    Without its default devices (network, VGA...), which anykvm's machine has none of: that is to QEMU's advantage.
+    """
+
+    name = "QEMU"
+
+    def __init__(self, program: str) -> None:
+        self.program = program
+
+    @classmethod
+    def found(cls) -> Qemu | None:
+        """The machine's own QEMU, if it has one."""
+        program = shutil.which(_QEMU)
+        return None if program is None else cls(program)
+
+    def version(self) -> str:
+        """The first line of ``--version``."""
+        done = subprocess.run([self.program, "--version"], capture_output=True, text=True, timeout=30, check=False)
+        return done.stdout.partition("\n")[0]
+
+    def command(self, load: Load) -> list[str]:
+        """See :class:`Vmm`."""
+        return [
+            self.program,
+            *("-M", "virt"),
+            *("-cpu", "cortex-a57"),
+            *("-accel", "tcg,thread=multi" if load.vcpus > 1 else "tcg"),
+            *("-smp", str(load.vcpus)),
+            *("-m", str(MEMORY_MIB)),
+            *("-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"),
+            *("-kernel", str(load.guest.kernel)),
+            *("-initrd", str(load.initrd)),
+            *("-append", f"{_COMMON_WORDS} {load.words}"),
+        ]
+
+
+def anykvm_command() -> list[str]:
+    """The ``anykvm`` script beside this Python; BenchmarkError if it is not installed there."""
+    script = Path(sys.executable).parent / "anykvm"
+    if not script.is_file():
+        raise BenchmarkError(f"no anykvm beside {sys.executable}: run make install and use .venv/bin/python")
+    return [str(script)]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A process that has ended well."""
+
+    seconds: float
+    """From before it was started until it was gone, by the clock on the wall."""
+    cpu_seconds: float
+    """User and system time of all its threads."""
+    output: str
+    marks: dict[str, float]
+    """Lines of the guest's init, as ``begin exec``: when they came, in seconds from the start."""
+
+    others: float = 0.0
+    """Cores other processes used meanwhile: the noise."""
+
+    def host_seconds(self, name: str) -> float | None:
+        """How long a program of the guest took by this machine's clock; ``None`` if it did not begin or end."""
+        begin, end = self.marks.get(f"begin {name}"), self.marks.get(f"end {name}")
+        return None if begin is None or end is None else end - begin
+
+    @property
+    def transcript(self) -> Transcript:
+        """What the guest's init said on the console."""
+        return read_transcript(self.output)
+
+
+def run(command: list[str], *, timeout: float = TIMEOUT) -> Ran:
+    """Run a command to its end and measure it.
+
+    BenchmarkError if it fails or takes longer than `timeout` seconds.
+    """
+    others, before = quiet.Others(), time.monotonic()
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    assert process.stdout is not None
+    guard = threading.Timer(timeout, process.kill)
+    guard.start()
+    try:
+        output, marks = bytearray(), {}
+        for line in process.stdout:
+            output += line
+            if found := _MARK.search(line):
+                marks[f"{found[1].decode()} {found[2].decode()}"] = time.monotonic() - before
+        # Not Popen.wait: that forgets what the process used.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - before
+        process.returncode = os.waitstatus_to_exitcode(status)
+    finally:
+        guard.cancel()
+        if process.returncode is None:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+    cpu = usage.ru_utime + usage.ru_stime
+    noise = others.cores(cpu)
+    text = output.decode("utf-8", "replace")
+    if process.returncode:
+        why = f"did not end in {timeout:g} s" if seconds >= timeout else f"exit status {process.returncode}"
+        raise BenchmarkError(f"{Path(command[0]).name}: {why}: {_last_line(text)}")
+    return Ran(seconds, cpu, text, marks, noise)
+
+
+def run_guest(vmm: Vmm, load: Load) -> Ran:
+    """Boot `load` until it powers off; BenchmarkError unless all it was to run ended with status 0."""
+    ran = run(vmm.command(load))
+    transcript = ran.transcript
+    failed = [result.name for result in transcript.results if result.status != 0]
+    if transcript.poweroff is None or transcript.errors or failed:
+        what = ", ".join([*transcript.errors, *failed]) or "no power-off"
+        raise BenchmarkError(f"{vmm.name}: the guest failed ({what}): {_last_line(ran.output)}")
+    _check_clock(vmm, ran)
+    return ran
+
+
+def _check_clock(vmm: Vmm, ran: Ran) -> None:
+    """Times a guest measures count only if its clock goes as fast as this machine's."""
+    for result in ran.transcript.results:
+        host = ran.host_seconds(result.name)
+        if result.ended is None or host is None:
+            raise BenchmarkError(f"{vmm.name}: {result.name}: cannot compare the guest's clock with this machine's")
+        guest = result.ended - result.began
+        if abs(guest - host) > _CLOCK_SLACK + _CLOCK_ERROR * host:
+            raise BenchmarkError(f"{vmm.name}: {result.name}: {guest:.2f} s by the guest's clock, {host:.2f} s by ours")
+
+
+@contextmanager
+def running(command: list[str], until: bytes, *, timeout: float = TIMEOUT) -> Iterator[int]:
+    """Start a command, wait until it prints a line with `until` in it, give its pid; ended when the block is left."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    assert process.stdout is not None
+    guard = threading.Timer(timeout, process.kill)
+    guard.start()
+    try:
+        last = b""
+        for line in process.stdout:
+            last = line
+            if until in line:
+                break
+        else:
+            raise BenchmarkError(
+                f"{Path(command[0]).name}: ended before {until.decode()!r}: {last.decode('utf-8', 'replace')}"
+            )
+        yield process.pid
+    finally:
+        guard.cancel()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time of all threads of another process, to the nanosecond: its clock of clock_getcpuclockid(3)."""
+    # include/linux/posix-timers_types.h: the inverted pid above three bits of kind; CPUCLOCK_SCHED is 2.
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
