@@ -171,8 +171,9 @@ void coroutine_switch(struct coroutine *co);
 void coroutine_destroy(struct coroutine *co);
 
 /* cpu.c */
-extern PyTypeObject *cpu_type;
-int cpu_type_init(PyObject *module);
+int cpu_materialise(struct cpu *c);
+void cpu_resume(struct cpu *c);
+void cpu_close_engine(struct cpu *c);
 uint64_t cpu_park(struct cpu *c, int kind, uint64_t a, uint64_t b, uint64_t v);
 void cpu_force_exit(struct cpu *c);
 struct region *cpu_region(struct cpu *c, uint64_t pa);
@@ -180,9 +181,19 @@ bool cpu_attention(struct cpu *c);
 static inline struct cpu *cpu_of_uc(void *uc) { return FIELD(uc, UC_THREAD_DATA, struct cpu *); }
 static inline struct cpu *cpu_of(void *cs) { return cpu_of_uc(FIELD(cs, CS_UC, void *)); }
 
-/* machine.c */
-extern PyTypeObject *machine_type;
+/* pycpu.c, pymachine.c */
+extern PyTypeObject *cpu_type, *machine_type;
+int cpu_type_init(PyObject *module);
 int machine_type_init(PyObject *module);
+
+/* signals.c */
+bool signals_watch(struct cpu *c);
+void signals_unwatch(struct cpu *c);
+
+/* machine.c */
+void machine_pause(struct machine *m);
+void machine_resume(struct machine *m);
+void machine_reprotect_all(struct machine *m);
 void machine_add(struct machine *m, struct cpu *c);
 void machine_remove(struct machine *m, struct cpu *c);
 void machine_enter(struct machine *m, struct cpu *c);

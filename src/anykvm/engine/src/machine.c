@@ -12,10 +12,7 @@
 #include "engine.h"
 
 #include <sched.h>
-#include <structmember.h>
 #include <unistd.h>
-
-PyTypeObject *machine_type;
 
 static inline void relax(unsigned *spins)
 {
@@ -124,7 +121,7 @@ void machine_enter(struct machine *m, struct cpu *c)
 }
 
 /* Stops nest on one thread: the mutex is recursive. */
-static void machine_pause(struct machine *m)
+void machine_pause(struct machine *m)
 {
     pthread_mutex_lock(&m->pauser);
     if (m->pauses++)
@@ -148,7 +145,7 @@ static void machine_pause(struct machine *m)
     }
 }
 
-static void machine_resume(struct machine *m)
+void machine_resume(struct machine *m)
 {
     if (--m->pauses == 0) {
         pthread_mutex_lock(&m->stop_lock);
@@ -186,158 +183,8 @@ void machine_remove(struct machine *m, struct cpu *c)
     pthread_mutex_unlock(&m->pauser);
 }
 
-/* Python */
-
-static int usable(struct machine *m)
-{
-    if (m->closed) {
-        PyErr_SetString(PyExc_RuntimeError, "the machine is closed");
-        return 0;
-    }
-    return 1;
-}
-
-static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kw)
-{
-    static char *names[] = {"target", "traps", "constants", NULL};
-    const char *target;
-    pthread_mutexattr_t recursive;
-    PyObject *traps = NULL, *constants = NULL, *seq = NULL, *key, *value;
-    Py_ssize_t pos = 0;
-
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "s|OO!", names, &target, &traps, &PyDict_Type, &constants))
-        return NULL;
-    if (strcmp(target, target_arm64.name)) {
-        PyErr_Format(PyExc_ValueError, "the engine has no target '%s'; it has: arm64", target);
-        return NULL;
-    }
-    struct machine *m = (struct machine *)type->tp_alloc(type, 0);
-    if (!m)
-        return NULL;
-    m->target = &target_arm64;
-    pthread_mutexattr_init(&recursive);
-    pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
-    pthread_mutex_init(&m->pauser, &recursive);
-    pthread_mutexattr_destroy(&recursive);
-    pthread_mutex_init(&m->stop_lock, NULL);
-    pthread_mutex_init(&m->lock, NULL);
-    pthread_cond_init(&m->resumed, NULL);
-    if (traps) {
-        seq = PySequence_Fast(traps, "traps is a sequence of encodings");
-        if (!seq)
-            goto fail;
-        m->traps = calloc((size_t)PySequence_Fast_GET_SIZE(seq) + 1, sizeof(*m->traps));
-        for (; m->ntraps < PySequence_Fast_GET_SIZE(seq); m->ntraps++) {
-            m->traps[m->ntraps].machine = m;
-            m->traps[m->ntraps].enc =
-                (uint32_t)PyLong_AsUnsignedLong(PySequence_Fast_GET_ITEM(seq, m->ntraps));
-            if (PyErr_Occurred())
-                goto fail;
-        }
-        Py_CLEAR(seq);
-    }
-    if (constants) {
-        m->constants = calloc((size_t)PyDict_Size(constants) + 1, sizeof(*m->constants));
-        while (PyDict_Next(constants, &pos, &key, &value)) {
-            struct constant *k = &m->constants[m->nconstants++];
-            k->enc = (uint32_t)PyLong_AsUnsignedLong(key);
-            k->value = PyLong_AsUnsignedLongLong(value);
-            if (PyErr_Occurred())
-                goto fail;
-        }
-    }
-    return (PyObject *)m;
-fail:
-    Py_XDECREF(seq);
-    Py_DECREF(m);
-    return NULL;
-}
-
-static void machine_dealloc(struct machine *m)
-{
-    PyTypeObject *type = Py_TYPE(m);
-
-    free(m->traps);
-    free(m->constants);
-    free(m->regions);
-    free(m->cpus);
-    pthread_mutex_destroy(&m->pauser);
-    pthread_mutex_destroy(&m->stop_lock);
-    pthread_mutex_destroy(&m->lock);
-    pthread_cond_destroy(&m->resumed);
-    type->tp_free(m);
-    Py_DECREF(type);
-}
-
-static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
-{
-    static char *names[] = {"gpa", "size", "hva", "readonly", "dirty", NULL};
-    unsigned long long gpa, size, hva, dirty = 0;
-    int readonly = 0, i, overlap = 0;
-
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "KKK|pK", names, &gpa, &size, &hva, &readonly, &dirty) || !usable(m))
-        return NULL;
-    if (!size || ((gpa | size | hva) & (GUEST_PAGE - 1)) || gpa + size < gpa) {
-        PyErr_SetString(PyExc_ValueError, "gpa, size and hva are multiples of 4096 bytes");
-        return NULL;
-    }
-    struct region r = {gpa, size, (uint8_t *)hva, (uint64_t *)dirty, readonly, 0, NULL};
-    Py_BEGIN_ALLOW_THREADS
-    machine_pause(m);
-    for (i = 0; i < m->nregions && m->regions[i].gpa < gpa; i++)
-        ;
-    overlap = (i > 0 && m->regions[i - 1].gpa + m->regions[i - 1].size > gpa) ||
-              (i < m->nregions && m->regions[i].gpa < gpa + size);
-    if (!overlap) {
-        r.id = ++m->next_id;
-        m->regions = realloc(m->regions, (size_t)(m->nregions + 1) * sizeof(r));
-        memmove(&m->regions[i + 1], &m->regions[i], (size_t)(m->nregions - i) * sizeof(r));
-        m->regions[i] = r;
-        m->nregions++;
-        atomic_fetch_add(&m->generation, 1);
-    }
-    machine_resume(m);
-    Py_END_ALLOW_THREADS
-    if (overlap) {
-        PyErr_SetString(PyExc_ValueError, "the region overlaps another");
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-static struct region *region_at(struct machine *m, uint64_t gpa)
-{
-    for (int i = 0; i < m->nregions; i++)
-        if (m->regions[i].gpa == gpa)
-            return &m->regions[i];
-    return NULL;
-}
-
-static PyObject *machine_unmap(struct machine *m, PyObject *arg)
-{
-    uint64_t gpa = PyLong_AsUnsignedLongLong(arg);
-    struct region *r;
-
-    if (PyErr_Occurred() || !usable(m))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    machine_pause(m);
-    r = region_at(m, gpa);
-    if (r) {
-        m->nregions--;
-        memmove(r, r + 1, (size_t)(m->nregions - (r - m->regions)) * sizeof(*r));
-        atomic_fetch_add(&m->generation, 1);
-    }
-    machine_resume(m);
-    Py_END_ALLOW_THREADS
-    if (!r) {
-        PyErr_SetString(PyExc_ValueError, "no region is mapped there");
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
-static void reprotect_all(struct machine *m)
+/* Flush every cpu's TLB before it goes on; with the machine stopped. */
+void machine_reprotect_all(struct machine *m)
 {
     struct op op = {OP_FLUSH, 0, ~0ul};
 
@@ -345,136 +192,4 @@ static void reprotect_all(struct machine *m)
     for (int i = 0; i < m->ncpus; i++)
         enqueue(m->cpus[i], &op);
     pthread_mutex_unlock(&m->lock);
-}
-
-static PyObject *machine_reprotect(struct machine *m, PyObject *args)
-{
-    unsigned long long gpa, first, pages;
-
-    if (!PyArg_ParseTuple(args, "KKK", &gpa, &first, &pages) || !usable(m))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    machine_pause(m);
-    reprotect_all(m);
-    machine_resume(m);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *machine_harvest_dirty(struct machine *m, PyObject *arg)
-{
-    uint64_t gpa = PyLong_AsUnsignedLongLong(arg);
-    struct region *r;
-    PyObject *out = NULL;
-
-    if (PyErr_Occurred() || !usable(m))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    machine_pause(m);
-    Py_END_ALLOW_THREADS
-    r = region_at(m, gpa);
-    if (r && r->dirty) {
-        size_t bytes = (r->size / GUEST_PAGE + 63) / 64 * 8;
-        out = PyBytes_FromStringAndSize((char *)r->dirty, (Py_ssize_t)bytes);
-        if (out) {
-            memset(r->dirty, 0, bytes);
-            reprotect_all(m);
-        }
-    } else {
-        PyErr_SetString(PyExc_ValueError, "no region with a dirty log is mapped there");
-    }
-    machine_resume(m);
-    return out;
-}
-
-static PyObject *machine_invalidate(struct machine *m, PyObject *args)
-{
-    unsigned long long gpa, size;
-
-    if (!PyArg_ParseTuple(args, "KK", &gpa, &size) || !usable(m))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    pthread_mutex_lock(&m->pauser);
-    for (int i = 0; i < m->nregions; i++) {
-        struct region *r = &m->regions[i];
-        uint64_t from = gpa > r->gpa ? gpa : r->gpa;
-        uint64_t to = gpa + size < r->gpa + r->size ? gpa + size : r->gpa + r->size;
-
-        if (from < to) {
-            struct op op = {OP_INVALIDATE, (uint64_t)(r->hva + (from - r->gpa)), to - from};
-            machine_broadcast(m, NULL, &op);
-        }
-    }
-    pthread_mutex_unlock(&m->pauser);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *machine_stop(struct machine *m, PyObject *unused)
-{
-    (void)unused;
-    if (!usable(m))
-        return NULL;
-    Py_BEGIN_ALLOW_THREADS
-    machine_pause(m);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *machine_go(struct machine *m, PyObject *unused)
-{
-    (void)unused;
-    if (m->pauses)
-        machine_resume(m);
-    Py_RETURN_NONE;
-}
-
-static PyObject *machine_close(struct machine *m, PyObject *unused)
-{
-    (void)unused;
-    if (m->ncpus) {
-        PyErr_SetString(PyExc_RuntimeError, "close the machine's cpus first");
-        return NULL;
-    }
-    m->closed = true;
-    Py_RETURN_NONE;
-}
-
-static PyMethodDef machine_methods[] = {
-    {"map", (PyCFunction)(void *)machine_map, METH_VARARGS | METH_KEYWORDS,
-     "map(gpa, size, hva, readonly=False, dirty=0)\n\nBack guest-physical memory (bytes, multiples of 4096) by host memory."},
-    {"unmap", (PyCFunction)machine_unmap, METH_O, "unmap(gpa)\n\nTake away the region that begins at gpa."},
-    {"reprotect", (PyCFunction)machine_reprotect, METH_VARARGS,
-     "reprotect(gpa, first_page, pages)\n\nMake the next guest write to these pages set their dirty bit again."},
-    {"harvest_dirty", (PyCFunction)machine_harvest_dirty, METH_O,
-     "harvest_dirty(gpa) -> bytes\n\nTake and clear a region's dirty bitmap; a later guest write is in the next one."},
-    {"invalidate", (PyCFunction)machine_invalidate, METH_VARARGS,
-     "invalidate(gpa, size)\n\nForget code translated from these bytes: the host wrote there."},
-    {"stop", (PyCFunction)machine_stop, METH_NOARGS,
-     "stop()\n\nNo cpu is in the guest from here to go(), which the same thread calls; they nest."},
-    {"go", (PyCFunction)machine_go, METH_NOARGS, "go()\n\nLet the cpus enter the guest again."},
-    {"close", (PyCFunction)machine_close, METH_NOARGS, "close()\n\nAfter its cpus are closed."},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyMemberDef machine_members[] = {
-    {"ncpus", T_INT, offsetof(struct machine, ncpus), READONLY, "How many cpus have an engine."},
-    {NULL, 0, 0, 0, NULL},
-};
-
-static PyType_Slot machine_slots[] = {
-    {Py_tp_new, machine_new},
-    {Py_tp_dealloc, machine_dealloc},
-    {Py_tp_methods, machine_methods},
-    {Py_tp_members, machine_members},
-    {Py_tp_doc, "Machine(target, traps=(), constants={})\n\nGuest-physical memory and the cpus that share it."},
-    {0, NULL},
-};
-static PyType_Spec machine_spec = {"anykvm.engine._engine.Machine", sizeof(struct machine), 0,
-                                   Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, machine_slots};
-
-int machine_type_init(PyObject *module)
-{
-    machine_type = (PyTypeObject *)PyType_FromSpec(&machine_spec);
-    return machine_type ? PyModule_AddObjectRef(module, "Machine", (PyObject *)machine_type) : -1;
 }

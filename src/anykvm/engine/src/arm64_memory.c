@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * arm64's memory side: TLB fills for RAM, holes, read-only and logged pages; TLB and instruction-cache maintenance on
+ * every cpu; each block of code translated so that it can share memory with other cpus.
+ *
+ * The functions named __wrap_* take the place of Unicorn's own by the linker's --wrap (setup.py lists them); __real_*
+ * is the original.
+ */
+#include "arm64.h"
+
+uint32_t arm_mmu_idx_aarch64(void *env);
+void tlb_flush_by_mmuidx_aarch64(void *cs, uint16_t idxmap);
+void tlb_flush_page_by_mmuidx_aarch64(void *cs, uint64_t addr, uint16_t idxmap);
+void *tlb_vaddr_to_host_aarch64(void *env, uint64_t addr, int access, int mmu_idx);
+uint64_t qemu_ram_addr_from_host_aarch64(void *uc, void *ptr);
+void tb_invalidate_phys_range_aarch64(void *uc, uint64_t start, uint64_t end);
+void tb_flush_aarch64(void *cs);
+
+#define ALL_IDX 0xffffu
+
+/* Applying what this or another cpu asked for. */
+
+void a64_apply(struct cpu *c, const struct op *op)
+{
+    switch (op->kind) {
+    case OP_FLUSH:
+        tlb_flush_by_mmuidx_aarch64(c->cs, op->arg & ALL_IDX);
+        break;
+    case OP_FLUSH_PAGE:
+        tlb_flush_page_by_mmuidx_aarch64(c->cs, op->addr, op->arg & ALL_IDX);
+        break;
+    case OP_INVALIDATE: {
+        uint64_t ram;
+
+        /* A region this cpu has not mapped yet has no translated code. */
+        for (int i = 0; i < c->nregions; i++) {
+            if (op->addr - (uint64_t)c->regions[i].hva < c->regions[i].size) {
+                ram = qemu_ram_addr_from_host_aarch64(c->uc, (void *)op->addr);
+                tb_invalidate_phys_range_aarch64(c->uc, ram, ram + op->arg);
+                break;
+            }
+        }
+        break;
+    }
+    case OP_FLUSH_CODE:
+        tb_flush_aarch64(c->cs);
+        break;
+    }
+}
+
+static void everywhere(struct cpu *c, enum op_kind kind, uint64_t addr, uint64_t arg)
+{
+    struct op op = {kind, addr, arg};
+    machine_broadcast(c->m, c, &op);
+}
+
+/* TLB maintenance the guest broadcasts: Unicorn does it on the issuing cpu only. */
+
+void __wrap_tlb_flush_by_mmuidx_all_cpus_synced_aarch64(void *cs, uint16_t idxmap)
+{
+    tlb_flush_by_mmuidx_aarch64(cs, idxmap);
+    everywhere(cpu_of(cs), OP_FLUSH, 0, idxmap);
+}
+
+void __wrap_tlb_flush_page_by_mmuidx_all_cpus_synced_aarch64(void *cs, uint64_t addr, uint16_t idxmap)
+{
+    tlb_flush_page_by_mmuidx_aarch64(cs, addr, idxmap);
+    everywhere(cpu_of(cs), OP_FLUSH_PAGE, addr & ~(GUEST_PAGE - 1), idxmap);
+}
+
+void __wrap_tlb_flush_all_cpus_synced_aarch64(void *cs)
+{
+    tlb_flush_by_mmuidx_aarch64(cs, ALL_IDX);
+    everywhere(cpu_of(cs), OP_FLUSH, 0, ALL_IDX);
+}
+
+/* Instruction-cache maintenance: this is how translated code learns of new code (by a guest or a device). */
+
+void a64_ic_ivau(void *env, const cpreg *ri, uint64_t va)
+{
+    void *uc = FIELD(env, A64_ENV_UC, void *);
+    struct cpu *c = cpu_of_uc(uc);
+    char *host = tlb_vaddr_to_host_aarch64(env, va & ~(GUEST_PAGE - 1), ACCESS_LOAD, arm_mmu_idx_aarch64(env) & 0xf);
+
+    (void)ri;
+    if (host) {
+        struct op op = {OP_INVALIDATE, (uint64_t)host, GUEST_PAGE};
+        a64_apply(c, &op);
+        machine_broadcast(c->m, c, &op);
+    } else {
+        c->flush_code = true;
+        everywhere(c, OP_FLUSH_CODE, 0, 0);
+        cpu_force_exit(c);
+    }
+}
+
+void a64_ic_iallu(void *env, const cpreg *ri, uint64_t unused)
+{
+    struct cpu *c = cpu_of_uc(FIELD(env, A64_ENV_UC, void *));
+
+    (void)ri, (void)unused;
+    /* The code buffer cannot go while a block of it runs: this block is the last one. */
+    c->flush_code = true;
+    cpu_force_exit(c);
+    everywhere(c, OP_FLUSH_CODE, 0, 0);
+}
+
+/* Unicorn scans the whole TLB after each translation to catch writes to code; IC maintenance tells us. */
+void __wrap_tlb_reset_dirty_by_vaddr_aarch64(void *cs, uint64_t start, uint64_t length)
+{
+    (void)cs, (void)start, (void)length;
+}
+
+/* TLB fills */
+
+bool __real_arm_cpu_tlb_fill_aarch64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra);
+bool __wrap_arm_cpu_tlb_fill_aarch64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra)
+{
+    struct cpu *c = cpu_of(cs);
+    bool ok;
+
+    c->fill.va = va;
+    c->fill.ra = ra;
+    c->fill.access = access;
+    c->fill.nonram = false;
+    c->fill.active = true;
+    ok = __real_arm_cpu_tlb_fill_aarch64(cs, va, size, access, mmu_idx, probe, ra);
+    c->fill.active = false;
+    if (ok && c->fill.nonram && access == ACCESS_FETCH && !probe) {
+        c->fetch_fault = true;
+        FIELD(cs, CS_EXCEPTION_INDEX, int32_t) = EXCP_INTERRUPT;
+        cpu_loop_exit_aarch64(cs);
+    }
+    return ok;
+}
+
+void __real_tlb_set_page_with_attrs_aarch64(void *cs, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx,
+                                            uint64_t size);
+void __wrap_tlb_set_page_with_attrs_aarch64(void *cs, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx,
+                                            uint64_t size)
+{
+    struct cpu *c = cpu_of(cs);
+    struct region *r = cpu_region(c, pa);
+    char *fast, *entry;
+
+    c->fill.pa_page = pa & ~(GUEST_PAGE - 1);
+    if (r && r->dirty && (prot & PAGE_WRITE)) {
+        uint64_t page = (pa - r->gpa) / GUEST_PAGE, bit = 1ul << (page % 64);
+
+        /* A clean page stays unwritable until it is written: that fill sets its bit. */
+        if (c->fill.active && c->fill.access == ACCESS_STORE)
+            __atomic_fetch_or(&r->dirty[page / 64], bit, __ATOMIC_RELAXED);
+        else if (!(__atomic_load_n(&r->dirty[page / 64], __ATOMIC_RELAXED) & bit))
+            prot &= ~PAGE_WRITE;
+    }
+    __real_tlb_set_page_with_attrs_aarch64(cs, va, pa, attrs, prot, mmu_idx, size);
+
+    fast = c->cs + A64_NEG + A64_TLB_FAST + 16 * mmu_idx;
+    entry = FIELD(fast, 8, char *) + ((va >> (12 - TLB_ENTRY_BITS)) & FIELD(fast, 0, uint64_t));
+    if (!r) {
+        /* Every access to a hole fills again, so that the fill tells its address and where to return to. */
+        uint64_t hole = (va & ~(GUEST_PAGE - 1)) | A64_TLB_INVALID | A64_TLB_MMIO;
+
+        FIELD(entry, TLBE_READ, uint64_t) = prot & PAGE_READ ? hole : ~0ul;
+        FIELD(entry, TLBE_WRITE, uint64_t) = prot & PAGE_WRITE ? hole : ~0ul;
+        FIELD(entry, TLBE_CODE, uint64_t) = prot & PAGE_EXEC ? hole : ~0ul;
+        c->fill.nonram = true;
+    } else if (prot & PAGE_WRITE) {
+        uint64_t *w = &FIELD(entry, TLBE_WRITE, uint64_t);
+
+        if (r->readonly)
+            *w = (*w & ~A64_TLB_NOTDIRTY) | A64_TLB_INVALID | A64_TLB_MMIO;
+        else
+            *w &= ~A64_TLB_NOTDIRTY;
+    }
+}
