@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fake_arch import CountingServices, Machine
+from fake_arch import CountingServices, Machine, open_fds
 
 from anykvm.uapi import requests as rq
 
@@ -151,13 +151,13 @@ def test_whatever_fails_nothing_is_left_and_the_same_id_works_next(machine: Mach
     vm = machine.vm_of(fd)
     machine.vcpu(fd, 1)
     before, counted = machine.ledger(), vm.created_vcpus
-    fds = set(os.listdir("/proc/self/fd"))
+    fds = open_fds()
     machine.arch.calls.clear()
     machine.services.arm(step)
     assert machine.errno(fd, CREATE, 0) == errno.errorcode[CountingServices.FAILURES[STEPS[step]]]
     machine.services.disarm()
     assert machine.ledger() == before
-    assert set(os.listdir("/proc/self/fd")) == fds
+    assert open_fds() == fds
     assert (vm.created_vcpus, vm.online_vcpus, len(vm.vcpu_array)) == (counted, 1, 1)
     assert machine.arch.calls.count("vcpu_destroy") == (STEPS[step] == "memfd")
     vcpu = machine.vcpu_of(machine.vcpu(fd, 0))

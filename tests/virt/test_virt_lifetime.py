@@ -11,7 +11,7 @@ import weakref
 from typing import Any
 
 import pytest
-from fake_arch import FAKE_DEVICE, CountingServices, Machine
+from fake_arch import FAKE_DEVICE, CountingServices, Machine, open_fds
 
 from anykvm.uapi import requests as rq
 from anykvm.uapi.exits import KVM_EXIT_HLT, KVM_EXIT_INTR
@@ -253,13 +253,13 @@ VM_STEPS = _steps_of_a_vm()
 @pytest.mark.parametrize("step", range(len(VM_STEPS)), ids=[f"{n}-{name}" for n, name in enumerate(VM_STEPS)])
 def test_a_vm_that_cannot_be_made_leaves_nothing(machine: Machine, step: int) -> None:
     before = machine.ledger()
-    fds = set(os.listdir("/proc/self/fd"))
+    fds = open_fds()
     machine.services.arm(step)
     expected = errno.errorcode[CountingServices.FAILURES[VM_STEPS[step]]]
     assert machine.errno(machine.system, rq.KVM_CREATE_VM) == expected
     machine.services.disarm()
     assert machine.ledger() == before
-    assert set(os.listdir("/proc/self/fd")) == fds
+    assert open_fds() == fds
     assert "vm_destroy" not in machine.arch.calls
 
 

@@ -9,7 +9,7 @@ import os
 from typing import Any
 
 import pytest
-from fake_arch import FAKE_DEVICE, Machine
+from fake_arch import FAKE_DEVICE, Machine, open_fds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -102,7 +102,7 @@ def test_random_ioctls_end_in_an_errno(sequence: list[tuple[str, int, bool, list
     create = (ctypes.c_uint32 * 3)(FAKE_DEVICE, 0, 0)
     machine.ioctl(fds["vm"], rq.KVM_CREATE_DEVICE, create)
     fds["device"] = create[1]
-    known = set(os.listdir("/proc/self/fd"))
+    known = open_fds()
     for where, request, pointer, content, number in sequence:
         memory = (ctypes.c_uint64 * 20)(*content)
         arg = ctypes.addressof(memory) if pointer else number
@@ -116,7 +116,7 @@ def test_random_ioctls_end_in_an_errno(sequence: list[tuple[str, int, bool, list
                 os.close(result)
     machine.backend.close_all()
     assert machine.ledger() == {}
-    assert set(os.listdir("/proc/self/fd")) <= known
+    assert open_fds() <= known
     machine.services.close()
 
 

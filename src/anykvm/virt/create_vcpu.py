@@ -102,12 +102,16 @@ def _uninstall(vcpu: Vcpu) -> None:
 
 
 def _set_online(vcpu: Vcpu) -> None:
-    vcpu.vm.online_vcpus += 1
-    vcpu.vm.stats.values[VCPUS] += 1
+    vm = vcpu.vm
+    vm.online_vcpus += 1
+    vm.vcpu_by_id[vcpu.vcpu_id] = vcpu
+    vm.stats.values[VCPUS] += 1
 
 
 def _set_offline(vcpu: Vcpu) -> None:
-    vcpu.vm.online_vcpus -= 1
+    vm = vcpu.vm
+    del vm.vcpu_by_id[vcpu.vcpu_id]
+    vm.online_vcpus -= 1
 
 
 def destroy_vcpu(vcpu: Vcpu) -> None:

@@ -18,7 +18,7 @@ from anykvm.uapi.constants import (
 from anykvm.uapi.structs import KvmUserspaceMemoryRegion, KvmUserspaceMemoryRegion2
 
 from .dirty import DirtyBitmap
-from .services import PAGE_SIZE
+from .services import PAGE_SIZE, USER_ADDRESS_LIMIT
 from .stats import MEMSLOT_CHANGES
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PAGE_SHIFT: Final = 12
 KVM_MEM_MAX_NR_PAGES: Final = (1 << 31) - 1
-_USER_LIMIT: Final = 1 << 63
 _ADDRESS_SPACE: Final = 1 << 64
 
 
@@ -163,7 +162,7 @@ class MemorySlots:
         for what, value in (("size", size), ("guest-physical address", gpa), ("user address", hva)):
             if value & PAGE_SIZE - 1:
                 raise OSError(errno.EINVAL, f"the slot's {what} {value:#x} is not a multiple of {PAGE_SIZE}")
-        if hva + size > _USER_LIMIT:
+        if hva + size > USER_ADDRESS_LIMIT:
             raise OSError(errno.EINVAL, f"{hva:#x} is not a user address")
         if number >> 16 or number & 0xFFFF >= hooks.user_mem_slots:
             raise OSError(errno.EINVAL, f"slot {number:#x} is not below {hooks.user_mem_slots} in address space 0")

@@ -21,10 +21,13 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
+from .mapping import Mapping, map_shared
 from .timers import Timer, TimerQueue
 from .uaccess import UserAccess
 
 PAGE_SIZE: Final = 4096
+USER_ADDRESS_LIMIT: Final = (1 << 47) - PAGE_SIZE if os.uname().machine == "x86_64" else 1 << 63
+"""No user address of the host is at or above this (TASK_SIZE_MAX); elsewhere than on x86 only the sign bit is sure."""
 
 
 class Memory:
@@ -196,9 +199,9 @@ class Services:
         self._hold(("fd", fd), "fd", name)
         return fd
 
-    def map(self, fd: int, size: int) -> mmap.mmap:
-        """Map the start of a memfd, shared and writable; ENOMEM."""
-        return mmap.mmap(fd, size)
+    def map(self, fd: int, size: int) -> Mapping:
+        """Map the start of a memfd, or anonymous memory for -1, shared and writable; ENOMEM."""
+        return map_shared(fd, size)
 
     def reopen(self, fd: int, name: str) -> int:
         """Open a memfd again, read-only and with a position of its own; EMFILE, ENFILE."""

@@ -7,7 +7,6 @@ into a memfd and maps it, so that every statistics fd reads the live values, and
 
 from __future__ import annotations
 
-import mmap
 from ctypes import sizeof
 from typing import Final
 
@@ -70,14 +69,13 @@ def counters(names: tuple[str, ...]) -> tuple[_Descriptor, ...]:
 class Stats:
     """The statistics of one VM or vCPU. ``values[EXITS] += 1`` counts; do not keep ``values``: it may move."""
 
-    __slots__ = ("_descriptors", "_fd", "_id", "_map", "_services", "values")
+    __slots__ = ("_descriptors", "_fd", "_id", "_services", "values")
 
     def __init__(self, services: Services, identity: str, descriptors: tuple[_Descriptor, ...]) -> None:
         self._services = services
         self._id = identity
         self._descriptors = descriptors
         self._fd = -1
-        self._map: mmap.mmap | None = None
         self.values: memoryview = memoryview(bytearray(8 * len(descriptors))).cast("Q")
 
     def _image(self) -> bytearray:
@@ -108,11 +106,11 @@ class Stats:
         except OSError:
             self._services.close_fd(fd)
             raise
-        mapped[: len(image)] = bytes(image)
-        values = memoryview(mapped)[len(image) :].cast("Q")
+        view = memoryview(mapped).cast("B")
+        view[: len(image)] = image
+        values = view[len(image) :].cast("Q")
         values[:] = self.values
         self.values = values
-        self._map = mapped
         self._fd = fd
         return fd
 
@@ -128,7 +126,6 @@ class Stats:
         if self._fd >= 0:
             self._services.close_fd(self._fd)
             self._fd = -1
-            self._map = None
 
     def as_dict(self) -> dict[str, int]:
         """Give the values by name."""

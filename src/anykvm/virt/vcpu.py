@@ -7,10 +7,8 @@ page, so mapping the fd is mapping the page.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import mmap
 from typing import TYPE_CHECKING, Any, Final
 
 from anykvm.uapi import requests as rq
@@ -52,7 +50,6 @@ class Vcpu:
         "mutex",
         "requests",
         "run",
-        "run_map",
         "running",
         "services",
         "signal_pending",
@@ -85,7 +82,6 @@ class Vcpu:
         self.destroyed = False
         self.memfd = -1
         self.fd_errno = 0
-        self.run_map: mmap.mmap
         self.run: KvmRun
         self.stats = Stats(self.services, f"kvm-{vm.pid}/vcpu-{vcpu_id}", VCPU_STATS + counters(self.hooks.vcpu_stats))
 
@@ -106,28 +102,23 @@ class Vcpu:
             if failure.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
             self.fd_errno = failure.errno
-            self.run_map = mmap.mmap(-1, size)
-        else:
-            try:
-                self.run_map = self.services.map(self.memfd, size)
-            except OSError:
+        try:
+            mapping = self.services.map(self.memfd, size)
+        except OSError:
+            if self.memfd >= 0:
                 self.services.close_fd(self.memfd)
-                raise
-        self.run = KvmRun.from_buffer(self.run_map)
-        self._page = memoryview(self.run_map)
+                self.memfd = -1
+            raise
+        self.run = KvmRun.from_buffer(mapping)
+        self._page = memoryview(mapping).cast("B")
         self._words = self._page.cast("I")
 
     def free_run_page(self) -> None:
-        """Give the run page back; a mapping that userspace has stays its own."""
+        """Give the run page back; userspace's mappings are its own, and whoever still looks at ours keeps it."""
         if self.memfd >= 0:
             self.services.close_fd(self.memfd)
             self.memfd = -1
-        del self.run
-        # While someone still looks at the page the mapping stays; it goes when they do.
-        with contextlib.suppress(BufferError):
-            self._words.release()
-            self._page.release()
-            self.run_map.close()
+        del self.run, self._words, self._page
 
     @property
     def page(self) -> memoryview:

@@ -51,6 +51,7 @@ class Vm:
         self.created_vcpus = 0
         self.online_vcpus = 0
         self.vcpu_array: list[Vcpu] = []
+        self.vcpu_by_id: dict[int, Vcpu] = {}
         self.devices: list[DeviceOps] = []
         self.manual_dirty_log_protect = 0
         self._users = 1
@@ -129,15 +130,7 @@ class Vm:
 
     def get_vcpu_by_id(self, vcpu_id: int) -> Vcpu | None:
         """Find an online vCPU by userspace's number."""
-        # Mostly they are the same number.
-        if vcpu_id < self.online_vcpus:
-            vcpu = self.vcpu_array[vcpu_id]
-            if vcpu.vcpu_id == vcpu_id:
-                return vcpu
-        for vcpu in self.vcpus():
-            if vcpu.vcpu_id == vcpu_id:
-                return vcpu
-        return None
+        return self.vcpu_by_id.get(vcpu_id)
 
     def make_all_request(self, request: int) -> None:
         """Make a request of every online vCPU and kick them."""
