@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -349,10 +350,8 @@ def pipe_session(session, program, **options: object):
 
 def close_all(*fds: int) -> None:
     for fd in fds:
-        try:
+        with suppress(OSError):
             os.close(fd)
-        except OSError:
-            pass
 
 
 def echo(guest: Guest, _: int) -> Program:

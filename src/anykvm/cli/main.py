@@ -26,8 +26,18 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
+class _Interrupted(Exception):
+    """Ctrl-C: click would print an empty line before it passes on its own exception."""
+
+
 class _Commands(click.Group):
     """Subcommands by name, imported late."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -63,7 +73,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. What goes wrong is told in one line."""
     try:
         status: Any = anykvm.main(args=arguments, prog_name="anykvm", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else error.format_message(), err=True)
@@ -76,7 +87,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         messages.error(error.format_message())
         return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
+    except (_Interrupted, KeyboardInterrupt, click.Abort):
         messages.error("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:

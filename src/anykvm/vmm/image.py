@@ -156,7 +156,7 @@ def load_kernel(path: Path) -> KernelImage:
 
 
 def _is_packed(head: bytes) -> bool:
-    return head[:2] == b"MZ" and head[4:8] == b"zimg" or any(head.startswith(magic) for magic, _ in _PACKED)
+    return (head[:2] == b"MZ" and head[4:8] == b"zimg") or any(head.startswith(magic) for magic, _ in _PACKED)
 
 
 def _unpack(path: Path, data: bytes) -> bytes:
