@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -178,6 +180,40 @@ def test_a_kick_while_parked_lets_the_access_finish(board):
     while events[-1][0] != Event.KICK:
         events.append(c.run())
     assert c.gpr[2] == 0xDEADBEEF
+
+
+class Alarm(Exception):
+    pass
+
+
+def test_signal_handlers_run_on_the_main_thread(board):
+    c = board("count").cpu(x0=RAM + 0x8000, x1=1 << 60, x2=1)
+
+    def alarm(number: int, frame: object) -> None:
+        raise Alarm
+
+    old = signal.signal(signal.SIGALRM, alarm)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        started = time.monotonic()
+        with pytest.raises(Alarm):
+            c.run()
+        assert time.monotonic() - started < 5
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    c.kick()
+    assert c.run()[0] == Event.KICK  # it goes on where it stood
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            c.run()
+        except Alarm:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
 
 
 def test_one_thread_at_a_time(board, runner):

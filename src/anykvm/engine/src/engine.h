@@ -187,6 +187,7 @@ int cpu_type_init(PyObject *module);
 int machine_type_init(PyObject *module);
 
 /* signals.c */
+int signals_init(void);
 bool signals_watch(struct cpu *c);
 void signals_unwatch(struct cpu *c);
 

@@ -62,6 +62,8 @@ PyMODINIT_FUNC PyInit__engine(void)
     }
     if (find_main_thread())
         return NULL;
+    if (signals_init())
+        return PyErr_NoMemory();
     module = PyModule_Create(&definition);
     if (!module)
         return NULL;

@@ -30,6 +30,20 @@ static void *ticker_main(void *unused)
     return NULL;
 }
 
+/* A forked child has no ticker, and nobody in run(). */
+static void after_fork(void)
+{
+    pthread_mutex_init(&ticker_lock, NULL);
+    pthread_cond_init(&ticker_wake, NULL);
+    atomic_store(&main_cpu, NULL);
+    ticker_started = false;
+}
+
+int signals_init(void)
+{
+    return pthread_atfork(NULL, NULL, after_fork);
+}
+
 /* On the main thread Python's signal handlers must get their turn while a guest runs. */
 bool signals_watch(struct cpu *c)
 {
