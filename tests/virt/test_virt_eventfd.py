@@ -322,3 +322,11 @@ def test_devices_on_the_bus(machine: Machine, vm: int) -> None:
     bus.unregister(big)
     assert bus.read(None, 0x9010, 4) is None
     assert len(bus) == 2
+
+
+def test_closing_the_vm_lowers_a_resampled_line(machine: Machine, vm: int, event: int, event2: int) -> None:
+    machine.ioctl(vm, IRQFD, KvmIrqfd(fd=event, gsi=3, flags=c.KVM_IRQFD_FLAG_RESAMPLE, resamplefd=event2))
+    os.eventfd_write(event, 1)
+    assert wait_for(lambda: machine.arch.pins == [(1, 9, 1)])
+    machine.backend.close(vm)
+    assert machine.arch.pins[-1] == (1, 9, 0)

@@ -148,7 +148,7 @@ def test_a_destination_that_refuses_is_passed_over(machine: Machine) -> None:
     assert machine.vm_of(fd).irq.set_irq(3, 1) == 1
 
 
-def test_ack_notifiers(machine: Machine) -> None:
+def test_resamplers(machine: Machine) -> None:
     fd = machine.vm()
     irq = machine.vm_of(fd).irq
     machine.ioctl(fd, SET, table(pin(3, 1, 9)))
@@ -173,4 +173,6 @@ def test_ack_notifiers(machine: Machine) -> None:
     irq.unregister_ack_notifier(3, second)
     irq.notify_acked(1, 9)
     assert acked == ["first", "second", "second"]
+    # The line is lowered once for each end of interrupt that somebody waits for.
+    assert machine.arch.pins == [(1, 9, 0), (1, 9, 0)]
     assert not irq.has_notifier(1, 9)

@@ -46,8 +46,7 @@ class Irqfd:
             self.vm.irq.set_irq(self.gsi, 0)
 
     def acked(self) -> None:
-        """Lower the line and tell userspace, which raises it again if its device still wants to."""
-        self.vm.irq.set_irq(self.gsi, 0)
+        """Tell userspace that the line has been lowered; it raises it again if its device still wants to."""
         if self.resample is not None:
             self.resample.signal()
 
@@ -86,8 +85,9 @@ class Irqfds:
                 raise OSError(errno.EBUSY, f"eventfd {fd} is an irqfd already")
             item = Irqfd(vm, gsi, event, resample, ladder)
             if resample is not None:
+                ladder.push("line", vm.irq.set_irq, gsi, 0)
                 vm.irq.register_ack_notifier(gsi, item.acked)
-                ladder.push("ack notifier", vm.irq.unregister_ack_notifier, gsi, item.acked)
+                ladder.push("resampler", vm.irq.unregister_ack_notifier, gsi, item.acked)
             epoll = self._listen()
             services.publish("irqfd")
             self._items[event.fd] = item
@@ -127,8 +127,6 @@ class Irqfds:
             for item in list(self._items.values()):
                 if item.event.id == number and item.gsi == gsi:
                     item.ladder.unwind()
-                    if item.resample is not None:
-                        self._vm.irq.set_irq(gsi, 0)
 
     def release(self) -> None:
         """Take back every irqfd and end the thread, when the VM's fd is closed."""

@@ -58,7 +58,7 @@ class IrqRouting:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._table = _Table([])
-        self._ack_notifiers: dict[int, tuple[Callable[[], None], ...]] = {}
+        self._resamplers: dict[int, tuple[Callable[[], None], ...]] = {}
 
     def routes(self, gsi: int) -> tuple[Route, ...]:
         """Give where a GSI goes; nothing for one without a route."""
@@ -117,38 +117,41 @@ class IrqRouting:
     # End of interrupt, for resampling irqfds.
 
     def register_ack_notifier(self, gsi: int, notify: Callable[[], None]) -> None:
-        """Call ``notify`` whenever an interrupt that ``gsi`` raised at a pin is ended by the guest."""
+        """Call ``notify`` whenever the guest ends an interrupt at a pin of ``gsi``, its line having been lowered."""
         with self._vm.irq_lock:
-            table = dict(self._ack_notifiers)
+            table = dict(self._resamplers)
             table[gsi] = (*table.get(gsi, ()), notify)
-            self._ack_notifiers = table
+            self._resamplers = table
 
     def unregister_ack_notifier(self, gsi: int, notify: Callable[[], None]) -> None:
-        """Take a notifier back."""
+        """Take a resampler back."""
         with self._vm.irq_lock:
-            table = dict(self._ack_notifiers)
+            table = dict(self._resamplers)
             left = tuple(other for other in table.pop(gsi, ()) if other != notify)
             if left:
                 table[gsi] = left
-            self._ack_notifiers = table
+            self._resamplers = table
 
     def has_notifier(self, irqchip: int, pin: int) -> bool:
         """Tell whether anyone wants to know of ends of interrupt at a pin (kvm_irq_has_notifier)."""
-        if not self._ack_notifiers:
+        if not self._resamplers:
             return False
         gsi = self._table.gsi_of_pin.get((irqchip, pin))
-        return gsi is not None and gsi in self._ack_notifiers
+        return gsi is not None and gsi in self._resamplers
 
     def notify_acked(self, irqchip: int, pin: int) -> None:
         """Say that the guest ended an interrupt (kvm_notify_acked_irq).
 
-        The notifier drives the pin low through ``hooks.set_irq``: the caller holds no lock which that takes.
+        The line is lowered once, before any resampler is told: one that raised it again would be undone by the next.
+        Lowering goes through ``hooks.set_irq``: the caller holds no lock which that takes.
         """
-        if not self._ack_notifiers:
+        if not self._resamplers:
             return
         gsi = self._table.gsi_of_pin.get((irqchip, pin))
-        if gsi is not None:
-            for notify in self._ack_notifiers.get(gsi, ()):
+        resamplers = self._resamplers.get(gsi, ()) if gsi is not None else ()
+        if gsi is not None and resamplers:
+            self.set_irq(gsi, 0)
+            for notify in resamplers:
                 notify()
 
 
