@@ -12,6 +12,8 @@ WRAPPED = [
     "gen_intermediate_code_aarch64",
     "tcg_gen_callN_aarch64",
     "tcg_gen_exit_tb_aarch64",
+    "tcg_gen_mb_aarch64",
+    "cpu_ldl_code_aarch64",
     "tlb_reset_dirty_by_vaddr_aarch64",
     "tlb_set_page_with_attrs_aarch64",
     "tlb_flush_by_mmuidx_all_cpus_synced_aarch64",

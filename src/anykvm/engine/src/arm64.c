@@ -121,6 +121,7 @@ static int setup(struct cpu *c)
 
     if (uc_hook_add(c->uc, &hook, UC_HOOK_INTR, (void *)on_exception, NULL, 1, 0) != UC_ERR_OK)
         return -1;
+    a64_translate_init(c);
     FIELD(class, CC_EXEC_INTERRUPT, void *) = (void *)exec_interrupt;
     FIELD(class, CC_HAS_WORK, void *) = (void *)has_work;
 

@@ -51,10 +51,10 @@ void a64_apply(struct cpu *c, const struct op *op)
 static void everywhere(struct cpu *c, enum op_kind kind, uint64_t addr, uint64_t arg)
 {
     struct op op = {kind, addr, arg};
-    machine_broadcast(c->m, c, &op);
+    machine_post(c->m, c, &op);
 }
 
-/* TLB maintenance the guest broadcasts: Unicorn does it on the issuing cpu only. */
+/* TLB maintenance the guest broadcasts: Unicorn does it on the issuing cpu only. The guest's DSB waits for the rest. */
 
 void __wrap_tlb_flush_by_mmuidx_all_cpus_synced_aarch64(void *cs, uint16_t idxmap)
 {
@@ -86,7 +86,7 @@ void a64_ic_ivau(void *env, const cpreg *ri, uint64_t va)
     if (host) {
         struct op op = {OP_INVALIDATE, (uint64_t)host, GUEST_PAGE};
         a64_apply(c, &op);
-        machine_broadcast(c->m, c, &op);
+        machine_post(c->m, c, &op);
     } else {
         c->flush_code = true;
         everywhere(c, OP_FLUSH_CODE, 0, 0);

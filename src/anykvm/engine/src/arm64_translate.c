@@ -2,6 +2,7 @@
 /* arm64's translation: what Unicorn's translator emits, changed as it emits it. */
 #include "arm64.h"
 
+void g_hash_table_insert(void *table, void *key, void *value);
 void helper_check_exit_request_aarch64(void *uc, uint32_t in_delay_slot);
 void *tcg_temp_new_internal_aarch64(void *tcg, int type, bool local);
 void tcg_temp_free_internal_aarch64(void *tcg, void *temp);
@@ -28,11 +29,52 @@ void __wrap_gen_intermediate_code_aarch64(void *cs, void *tb, int max_insns)
     *cflags = saved;
 }
 
+/* A DSB completes the maintenance before it: it waits for the other cpus. Unicorn's translator makes DMB and DSB one. */
+uint32_t __real_cpu_ldl_code_aarch64(void *env, uint64_t va);
+uint32_t __wrap_cpu_ldl_code_aarch64(void *env, uint64_t va)
+{
+    uint32_t insn = __real_cpu_ldl_code_aarch64(env, va);
+
+    cpu_of_uc(FIELD(env, A64_ENV_UC, void *))->insn = insn;
+    return insn;
+}
+
+static void barrier(void *env)
+{
+    struct cpu *c = cpu_of_uc(FIELD(env, A64_ENV_UC, void *));
+
+    if (c->unsynced)
+        machine_sync(c->m, c);
+}
+
+static const struct {
+    void *func;
+    const char *name;
+    unsigned flags, sizemask;
+} barrier_info = {(void *)barrier, "barrier", TCG_CALL_NO_RWG, TCG_ARG1_64BIT};
+
+void a64_translate_init(struct cpu *c)
+{
+    void *table = FIELD(FIELD(c->uc, UC_TCG_CTX, void *), TCG_HELPERS, void *);
+    g_hash_table_insert(table, (void *)barrier, (void *)&barrier_info);
+}
+
+void __real_tcg_gen_mb_aarch64(void *tcg, int type);
+void __real_tcg_gen_callN_aarch64(void *tcg, void *func, void *ret, int nargs, void **args);
+void __wrap_tcg_gen_mb_aarch64(void *tcg, int type)
+{
+    struct cpu *c = cpu_of_uc(FIELD(tcg, TCG_UC, void *));
+    void *env = (char *)tcg + FIELD(tcg, TCG_CPU_ENV, intptr_t);
+
+    __real_tcg_gen_mb_aarch64(tcg, type);
+    if ((c->insn & A64_BARRIER_MASK) == A64_DSB)
+        __real_tcg_gen_callN_aarch64(tcg, (void *)barrier, NULL, 1, &env);
+}
+
 /*
  * Each block begins by asking whether to leave. Unicorn calls a function for that; a load and a branch to the block's
  * end, where Unicorn leaves an exit unused, ask the same.
  */
-void __real_tcg_gen_callN_aarch64(void *tcg, void *func, void *ret, int nargs, void **args);
 void __wrap_tcg_gen_callN_aarch64(void *tcg, void *func, void *ret, int nargs, void **args)
 {
     struct cpu *c = cpu_of_uc(FIELD(tcg, TCG_UC, void *));

@@ -54,7 +54,7 @@ struct region {
     void *mr;    /* this cpu's MemoryRegion; in a cpu's copy only */
 };
 
-/* Maintenance another cpu asks for: done at a block boundary, or at once by a cpu that is itself waiting. */
+/* Maintenance another cpu asks for: done at a block boundary, or at once by a cpu that is itself waiting for others. */
 enum op_kind { OP_FLUSH, OP_FLUSH_PAGE, OP_INVALIDATE, OP_FLUSH_CODE };
 struct op {
     enum op_kind kind;
@@ -115,7 +115,7 @@ struct machine {
     atomic_uint generation;
     uint64_t next_id;
 
-    pthread_mutex_t lock;       /* the list of cpus, and broadcasts */
+    pthread_rwlock_t lock;      /* the list of cpus */
     struct cpu **cpus;
     int ncpus, capcpus;
 };
@@ -156,10 +156,12 @@ struct cpu {
     int qlen;
     bool qoverflow;
     atomic_int pending;
-    uint64_t posted, ticket;
+    uint64_t posted;            /* under qlock; done follows it */
     _Atomic uint64_t done;
+    bool unsynced;              /* asked others for something and has not waited yet */
     bool flush_code;            /* do it at the next block boundary */
 
+    uint32_t insn;              /* being translated */
     void *exit_label;           /* of the block being translated: where its first check branches to */
 
     uint64_t n_runs, n_exits, n_kicks, n_shootdowns, n_blocks, guest_ns;
@@ -198,7 +200,8 @@ void machine_reprotect_all(struct machine *m);
 void machine_add(struct machine *m, struct cpu *c);
 void machine_remove(struct machine *m, struct cpu *c);
 void machine_enter(struct machine *m, struct cpu *c);
-void machine_broadcast(struct machine *m, struct cpu *self, const struct op *op);
+void machine_post(struct machine *m, struct cpu *self, const struct op *op);
+void machine_sync(struct machine *m, struct cpu *self);
 void cpu_drain(struct cpu *c);
 
 /* module.c */

@@ -50,12 +50,15 @@
 #define TB_CFLAGS 24
 #define TCG_TB_CFLAGS 100
 
+#define TCG_HELPERS 43232
 #define TCG_CPU_ENV 43248
 #define TCG_UC 43376
 #define TCG_OP_SET_LABEL 1
 #define TCG_OP_LD_I32 13
 #define TCG_TYPE_I32 0
 #define TCG_COND_LT 2
+#define TCG_CALL_NO_RWG 1
+#define TCG_ARG1_64BIT 4 /* sizemask */
 #define TB_EXIT_REQUESTED 3
 
 /* The software TLB: one {mask, table} pair per MMU mode, 64-byte entries. */
@@ -108,6 +111,9 @@
 #define A64_ENV_UC 12728
 
 #define A64_CP_REGS 54544     /* within ARMCPU */
+
+#define A64_BARRIER_MASK 0xfffff0ffu
+#define A64_DSB 0xd503309fu
 
 #define A64_EXCP_UDEF 1
 #define A64_EXCP_HVC 11

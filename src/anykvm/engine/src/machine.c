@@ -5,25 +5,26 @@
  * Two protocols keep the cpus coherent. Both rest on cpu->in_guest, which a cpu sets before it may run guest code and
  * clears before it may not, with the flags it must honour read after the one and before the other:
  *   stop       machine_pause() sets m->stop and waits until no cpu is in the guest; a cpu that enters sees it and waits.
- *   broadcast  an operation is queued on every other cpu; one in the guest does it at its next block boundary, which the
- *              sender waits for; one outside does it before it enters.
- * A sender that waits keeps serving its own queue, so two senders cannot wait for each other.
+ *   post       an operation is queued on every other cpu; one in the guest does it at its next block boundary, one
+ *              outside before it enters. The sender goes on, and waits when it must (a barrier): machine_sync().
+ * A cpu that waits keeps serving its own queue, so two cannot wait for each other.
  */
 #include "engine.h"
 
-#include <sched.h>
-#include <unistd.h>
+#include <time.h>
 
 static inline void relax(unsigned *spins)
 {
-    if (++*spins < 200) {
+    if (++*spins < 2000) {
 #if defined(__x86_64__)
         __builtin_ia32_pause();
 #else
         __asm__ volatile("yield");
 #endif
     } else {
-        sched_yield();
+        /* The other thread may need this core to get anywhere. */
+        struct timespec t = {0, 20000};
+        nanosleep(&t, NULL);
     }
 }
 
@@ -59,50 +60,79 @@ void cpu_drain(struct cpu *c)
     atomic_store(&c->done, seq);
 }
 
-static void enqueue(struct cpu *c, const struct op *op)
+static uint64_t enqueue(struct cpu *c, const struct op *op)
 {
+    uint64_t ticket;
+
     pthread_mutex_lock(&c->qlock);
     if (c->qlen < QUEUE_LEN)
         c->queue[c->qlen++] = *op;
     else
         c->qoverflow = true;
-    c->ticket = ++c->posted;
+    ticket = ++c->posted;
     atomic_store(&c->pending, 1);
     pthread_mutex_unlock(&c->qlock);
+    return ticket;
 }
 
-void machine_broadcast(struct machine *m, struct cpu *self, const struct op *op)
+/* The list of cpus, to read; a cpu that waits for it serves its own queue. */
+static void list_lock(struct machine *m, struct cpu *self)
 {
     unsigned spins = 0;
 
-    if (m->ncpus < 2 && self)
-        return;
-    while (pthread_mutex_trylock(&m->lock)) {
+    while (pthread_rwlock_tryrdlock(&m->lock)) {
         if (self && atomic_load(&self->pending))
             cpu_drain(self);
         relax(&spins);
     }
-    for (int i = 0; i < m->ncpus; i++)
-        if (m->cpus[i] != self)
-            enqueue(m->cpus[i], op);
-    atomic_thread_fence(memory_order_seq_cst);
+}
+
+/* Ask every other cpu for an operation; machine_sync() waits until all have done all that was asked. */
+void machine_post(struct machine *m, struct cpu *self, const struct op *op)
+{
+    if (m->ncpus < 2 && self)
+        return;
+    list_lock(m, self);
     for (int i = 0; i < m->ncpus; i++) {
         struct cpu *o = m->cpus[i];
 
         if (o == self)
             continue;
-        spins = 0;
-        while (atomic_load(&o->in_guest) && atomic_load(&o->done) < o->ticket) {
-            if (spins % 1000 == 0)
+        enqueue(o, op);
+        if (atomic_load(&o->in_guest))
+            cpu_force_exit(o);
+    }
+    pthread_rwlock_unlock(&m->lock);
+    if (self) {
+        self->unsynced = true;
+        self->n_shootdowns++;
+    }
+}
+
+void machine_sync(struct machine *m, struct cpu *self)
+{
+    list_lock(m, self);
+    for (int i = 0; i < m->ncpus; i++) {
+        struct cpu *o = m->cpus[i];
+        unsigned spins = 0;
+        uint64_t ticket;
+
+        if (o == self)
+            continue;
+        pthread_mutex_lock(&o->qlock);
+        ticket = o->posted;
+        pthread_mutex_unlock(&o->qlock);
+        while (atomic_load(&o->in_guest) && atomic_load(&o->done) < ticket) {
+            if (spins % 1000 == 999)
                 cpu_force_exit(o);
             if (self && atomic_load(&self->pending))
                 cpu_drain(self);
             relax(&spins);
         }
     }
-    pthread_mutex_unlock(&m->lock);
+    pthread_rwlock_unlock(&m->lock);
     if (self)
-        self->n_shootdowns++;
+        self->unsynced = false;
 }
 
 /* Enter the guest: returns with in_guest set and the machine not stopped. */
@@ -131,10 +161,10 @@ void machine_pause(struct machine *m)
         struct cpu *o = NULL;
         unsigned spins = 0;
 
-        pthread_mutex_lock(&m->lock);
+        pthread_rwlock_rdlock(&m->lock);
         if (i < m->ncpus)
             o = m->cpus[i];
-        pthread_mutex_unlock(&m->lock);
+        pthread_rwlock_unlock(&m->lock);
         if (!o)
             break;
         while (atomic_load(&o->in_guest)) {
@@ -159,27 +189,27 @@ void machine_resume(struct machine *m)
 void machine_add(struct machine *m, struct cpu *c)
 {
     pthread_mutex_lock(&m->pauser);
-    pthread_mutex_lock(&m->lock);
+    pthread_rwlock_wrlock(&m->lock);
     if (m->ncpus == m->capcpus) {
         m->capcpus = m->capcpus ? m->capcpus * 2 : 8;
         m->cpus = realloc(m->cpus, (size_t)m->capcpus * sizeof(*m->cpus));
     }
     m->cpus[m->ncpus++] = c;
-    pthread_mutex_unlock(&m->lock);
+    pthread_rwlock_unlock(&m->lock);
     pthread_mutex_unlock(&m->pauser);
 }
 
 void machine_remove(struct machine *m, struct cpu *c)
 {
     pthread_mutex_lock(&m->pauser);
-    pthread_mutex_lock(&m->lock);
+    pthread_rwlock_wrlock(&m->lock);
     for (int i = 0; i < m->ncpus; i++) {
         if (m->cpus[i] == c) {
             m->cpus[i] = m->cpus[--m->ncpus];
             break;
         }
     }
-    pthread_mutex_unlock(&m->lock);
+    pthread_rwlock_unlock(&m->lock);
     pthread_mutex_unlock(&m->pauser);
 }
 
@@ -188,8 +218,8 @@ void machine_reprotect_all(struct machine *m)
 {
     struct op op = {OP_FLUSH, 0, ~0ul};
 
-    pthread_mutex_lock(&m->lock);
+    pthread_rwlock_rdlock(&m->lock);
     for (int i = 0; i < m->ncpus; i++)
         enqueue(m->cpus[i], &op);
-    pthread_mutex_unlock(&m->lock);
+    pthread_rwlock_unlock(&m->lock);
 }

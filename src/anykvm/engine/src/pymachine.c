@@ -39,7 +39,7 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     pthread_mutex_init(&m->pauser, &recursive);
     pthread_mutexattr_destroy(&recursive);
     pthread_mutex_init(&m->stop_lock, NULL);
-    pthread_mutex_init(&m->lock, NULL);
+    pthread_rwlock_init(&m->lock, NULL);
     pthread_cond_init(&m->resumed, NULL);
     if (traps) {
         seq = PySequence_Fast(traps, "traps is a sequence of encodings");
@@ -82,7 +82,7 @@ static void machine_dealloc(struct machine *m)
     free(m->cpus);
     pthread_mutex_destroy(&m->pauser);
     pthread_mutex_destroy(&m->stop_lock);
-    pthread_mutex_destroy(&m->lock);
+    pthread_rwlock_destroy(&m->lock);
     pthread_cond_destroy(&m->resumed);
     type->tp_free(m);
     Py_DECREF(type);
@@ -211,7 +211,8 @@ static PyObject *machine_invalidate(struct machine *m, PyObject *args)
 
         if (from < to) {
             struct op op = {OP_INVALIDATE, (uint64_t)(r->hva + (from - r->gpa)), to - from};
-            machine_broadcast(m, NULL, &op);
+            machine_post(m, NULL, &op);
+            machine_sync(m, NULL);
         }
     }
     pthread_mutex_unlock(&m->pauser);
