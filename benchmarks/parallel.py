@@ -17,7 +17,6 @@ hash() { i=0; while [ $i -lt 8 ]; do sha256sum /tmp/data; i=$((i+1)); done > /de
 shell() { i=0; while [ $i -lt 80000 ]; do i=$((i+1)); done; }
 dd if=/dev/zero of=/tmp/data bs=1M count=8 2> /dev/null
 for load in hash shell; do
-    $load
     now; began=$now
     $load & $load & wait
     now
