@@ -1,12 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0-only
 # Makes .venv and installs anykvm into it; does again only what has changed since: Python, this folder's place, the sources.
-# Arguments: the extras to install, as in "test".
+# Argument: an extra of pyproject.toml whose requirements are wanted too, such as "test".
 set -eu
 
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
-extras=${1:-}
+extra=${1:-}
 
 identity=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)' 2>/dev/null || true)
 identity="$identity $(pwd)"
@@ -20,13 +20,23 @@ fi
 
 sources=$(find src setup.py pyproject.toml README.md -type f ! -path '*/__pycache__/*' ! -path '*.egg-info/*' ! -name '*.so' \
     -exec sha256sum {} + 2>/dev/null | LC_ALL=C sort | sha256sum)
-stamp=.venv/.installed${extras:+-$extras}
-if [ "$(cat "$stamp" 2>/dev/null || true)" != "$sources" ]; then
+if [ "$(cat .venv/.installed 2>/dev/null || true)" != "$sources" ]; then
     sh scripts/check-host.sh
     echo "anykvm: building and installing (the first time takes a minute)" >&2
     # What setuptools built before may hold modules that are no longer there.
-    rm -rf build/lib* build/bdist* .venv/.installed*
-    .venv/bin/python -m pip install --disable-pip-version-check ".${extras:+[$extras]}"
-    printf '%s\n' "$sources" >"$stamp"
+    rm -rf build/lib* build/bdist*
+    .venv/bin/python -m pip install --disable-pip-version-check .
     printf '%s\n' "$sources" >.venv/.installed
+fi
+
+if [ -n "$extra" ]; then
+    wanted=$(.venv/bin/python -c '
+import sys, tomllib
+print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' "$extra")
+    if [ "$(cat ".venv/.extra-$extra" 2>/dev/null || true)" != "$wanted" ]; then
+        # Not as ".[extra]", which would build everything again.
+        printf '%s\n' "$wanted" >.venv/requirements.txt
+        .venv/bin/python -m pip install --disable-pip-version-check -r .venv/requirements.txt
+        printf '%s\n' "$wanted" >".venv/.extra-$extra"
+    fi
 fi

@@ -184,9 +184,11 @@ def _seconds(value: float | None) -> str:
 
 
 def _vcpu(report: VcpuReport) -> str:
-    exits = ", ".join(f"{name} {count}" for name, count in report.exits.most_common()) or "none"
-    parts = [f"{report.cpu_seconds:.2f} s CPU", f"exits to the VMM: {exits}"]
-    scalars = {name: values[0] for name, values in report.stats.items() if len(values) == 1 and values[0]}
-    if scalars:
-        parts.append("KVM: " + ", ".join(f"{name} {value}" for name, value in scalars.items()))
-    return f"vCPU {report.vcpu_id}: " + "; ".join(parts)
+    """What one vCPU did: a line for people, and one each for what the VMM and KVM counted."""
+    counted = {name: values[0] for name, values in report.stats.items() if len(values) == 1 and values[0]}
+    asleep = counted.pop("halt_wait_ns", 0) / 1e9
+    lines = [f"vCPU {report.vcpu_id}: {report.cpu_seconds:.2f} s of CPU time, {asleep:.2f} s asleep"]
+    for title, numbers in (("exits to the VMM", dict(report.exits.most_common())), ("in KVM", counted)):
+        if numbers:
+            lines.append(f"    {title}: " + ", ".join(f"{name} {number}" for name, number in numbers.items()))
+    return "\n".join(lines)
