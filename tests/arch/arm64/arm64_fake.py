@@ -84,7 +84,8 @@ class FakeCpu:
         self.sysregs: dict[int, int] = {}
 
     def reset(self) -> None:
-        assert self.parked is None
+        assert self.parked not in (Event.MMIO_READ, Event.MMIO_WRITE, Event.SYSREG_READ, Event.SYSREG_WRITE)
+        self.parked = None
         self.log.append("reset")
         self._zero()
 

@@ -283,8 +283,11 @@ def test_every_register_can_be_read_and_written_back(board: Callable[..., Board]
 
 @pytest.mark.parametrize(
     "register",
-    [*(A.x_reg(number) for number in (0, 15, 30)), A.REG_SP, A.REG_PC, A.REG_SP_EL1, A.REG_ELR_EL1, A.REG_SPSR_EL1]
-    + [A.v_reg(0), A.v_reg(31), A.sys_reg(3, 0, 12, 0, 0), A.sys_reg(3, 3, 13, 0, 2), A.KVM_REG_ARM_TIMER_CVAL],
+    [
+        *(A.x_reg(number) for number in (0, 15, 30)),
+        *(A.REG_SP, A.REG_PC, A.REG_SP_EL1, A.REG_ELR_EL1, A.REG_SPSR_EL1, A.v_reg(0), A.v_reg(31)),
+        *(A.sys_reg(3, 0, 12, 0, 0), A.sys_reg(3, 3, 13, 0, 2), A.KVM_REG_ARM_TIMER_CVAL),
+    ],
 )
 def test_registers_keep_what_is_written(board: Callable[..., Board], register: int) -> None:
     guest = board("spin")

@@ -24,8 +24,13 @@ again:
     msr     cntp_cval_el0, x0
     mov     x0, #1
     msr     cntp_ctl_el0, x0
-1:  wfi
-    cbz     x22, 1b
+1:  msr     daifset, #2             // masked: the interrupt cannot come between the look and the sleep
+    cbnz    x22, 2f
+    wfi
+    msr     daifclr, #2
+    isb
+    b       1b
+2:  msr     daifclr, #2
     mov     x22, #0
     add     x19, x19, #1
     cmp     x19, #3
