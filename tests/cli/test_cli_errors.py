@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -194,7 +195,17 @@ def test_piped_input_and_its_end(tmp_path: Path) -> None:
 
 
 def test_closed_standard_files(tmp_path: Path) -> None:
-    line = f"exec {sys.executable} {RUNNER} reset boot arm64 --no-reboot --kernel {write_image(tmp_path)} <&- >&- 2>&-"
+    words = [
+        sys.executable,
+        str(RUNNER),
+        "reset",
+        "boot",
+        "arm64",
+        "--no-reboot",
+        "--kernel",
+        str(write_image(tmp_path)),
+    ]
+    line = f"exec {shlex.join(words)} <&- >&- 2>&-"
     assert subprocess.run(["sh", "-c", line], check=False, timeout=60).returncode == 0
 
 
