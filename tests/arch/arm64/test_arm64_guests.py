@@ -312,3 +312,31 @@ def test_interrupting_a_real_guest(board: Callable[..., Board]) -> None:
             time.sleep(0.001)
         assert errno_of(thread.join) == errno.EINTR
     assert int.from_bytes(guest.ram[0x8000:0x8008], "little") > 20
+
+
+# eventfds.
+
+
+def test_irqfd_ioeventfd_and_resampling(board: Callable[..., Board]) -> None:
+    guest = board("spi")
+    guest.create_vcpu()
+    guest.vgic_v3()
+    irq, resample, doorbell = (os.eventfd(0, os.EFD_CLOEXEC) for _ in range(3))
+    try:
+        guest.ioctl(guest.fd, C.KVM_IRQFD, C.KvmIrqfd(irq, 8, C.KVM_IRQFD_FLAG_RESAMPLE, resample))
+        guest.ioctl(guest.fd, C.KVM_IOEVENTFD, C.KvmIoeventfd(0, 0x0600_0000, 4, doorbell, 0))
+        guest.start()
+        os.eventfd_write(irq, 1)
+        assert guest.step() == 0
+        assert guest.reports == [40]
+        thread = guest.in_thread()
+        assert os.eventfd_read(doorbell) == 1
+        assert os.eventfd_read(resample) == 1
+        os.eventfd_write(irq, 1)
+        assert thread.join() == 0
+        assert guest.until_off() == [40]
+        assert os.eventfd_read(doorbell) == 1
+        assert os.eventfd_read(resample) == 1
+    finally:
+        for fd in (irq, resample, doorbell):
+            os.close(fd)

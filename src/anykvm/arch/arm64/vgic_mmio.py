@@ -209,7 +209,7 @@ class Frame:
     def read(self, vgic: Vgic, cpu: VgicCpu, offset: int, size: int) -> int:
         """A guest's or userspace's read."""
         first, bank = self.table[offset >> 7]
-        return bank[0](vgic, cpu, offset - first, size)
+        return bank[0](vgic, cpu, offset - first, size) & (1 << size * 8) - 1
 
     def write(self, vgic: Vgic, cpu: VgicCpu, offset: int, size: int, value: int) -> None:
         """A guest's write."""
