@@ -23,6 +23,7 @@ for load in hash shell; do
     echo "$load $began $now"
 done
 """
+_TARGET: Final = Target("value", 1.6, at_least=True)
 _LOADS: Final = {"hash": "sha256sum", "shell": "shell loop"}
 
 
@@ -47,14 +48,20 @@ def _run(context: Context) -> list[Row]:
         for name, text in _LOADS.items():
             numbers[f"2 x {text}, 1 vCPU"] = alone[name]
             numbers[f"2 x {text}, 2 vCPUs"] = both[name]
-            numbers[f"2 x {text}: throughput of 2 vCPUs over that of 1"] = alone[name] / both[name]
         return numbers
 
     samples = context.alternate("parallel", measure)
-    scale = [name for name in samples if "throughput" in name]
-    units = {name: "x" if name in scale else "s" for name in samples}
-    targets = {name: Target("value", 1.6, at_least=True) for name in scale}
-    return context.rows(samples, unit=units, targets=targets)
+    made = context.rows(samples, unit="s")
+    for text in _LOADS.values():
+        # One number of the least times: anybody else on the machine takes the second core first, so that quotients of
+        # single rounds say little.
+        pairs = zip(samples[f"2 x {text}, 1 vCPU"], samples[f"2 x {text}, 2 vCPUs"], strict=True)
+        ours, *peer = ([min(alone) / min(both)] for alone, both in pairs)
+        row = Row(f"2 x {text}: throughput of 2 vCPUs over that of 1", "x", ours, target=_TARGET, note="of least times")
+        if peer:
+            row.peer, row.peer_name = peer[0], context.names[1]
+        made.append(row)
+    return made
 
 
 BENCHMARK: Final = Benchmark("parallel", "a parallel compute load, 2 vCPUs against 1", _run)
