@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -88,4 +89,6 @@ def main(
 
 
 if __name__ == "__main__":
+    # As SystemExit it ends the guest that runs, too: that has a session of its own.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     main(prog_name="python -m benchmarks")

@@ -3,6 +3,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -118,3 +123,33 @@ def test_table_shows_what_is_missed() -> None:
     assert "boot [1]" in text
     assert "3.00 (3.00 - 3.00)" in text
     assert " no " in text
+
+
+STUB = """#!{python}
+import os, pathlib, time
+pathlib.Path("{note}").write_text(str(os.getpid()))
+time.sleep(60)
+"""
+
+
+def test_sigterm_ends_the_guest_as_well(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    program = f"""
+import signal, sys
+from benchmarks import vmms
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+vmms.run(["{tmp_path}/guest"])
+"""
+    stub = tmp_path / "guest"
+    stub.write_text(STUB.format(python=sys.executable, note=note))
+    stub.chmod(0o755)
+    root = Path(command.__file__).parents[1]
+    with subprocess.Popen([sys.executable, "-c", program], cwd=root) as process:
+        until = time.monotonic() + 30
+        while not (note.exists() and note.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        guest = int(note.read_text())
+        process.terminate()
+        assert process.wait(30) == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(guest, 0)
