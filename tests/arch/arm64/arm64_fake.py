@@ -8,6 +8,7 @@ import mmap
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -30,17 +31,21 @@ class FakeMachine:
         self.constants = dict(constants or {})
         self.regions: dict[int, dict[str, Any]] = {}
         self.reprotected: list[tuple[int, int, int]] = []
+        self.changes: list[str] = []
         self.closed = False
 
     def map(self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0) -> None:
         assert gpa not in self.regions
+        self.changes.append("map")
         self.regions[gpa] = {"size": size, "hva": hva, "readonly": readonly, "dirty": dirty}
 
     def unmap(self, gpa: int) -> None:
         del self.regions[gpa]
+        self.changes.append("unmap")
 
     def reprotect(self, gpa: int, first: int, pages: int) -> None:
         self.reprotected.append((gpa, first, pages))
+        self.changes.append("reprotect")
 
     def harvest_dirty(self, gpa: int) -> bytes:
         region = self.regions[gpa]
@@ -48,6 +53,12 @@ class FakeMachine:
         data = ctypes.string_at(region["dirty"], size)
         ctypes.memset(region["dirty"], 0, size)
         return data
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        self.changes.append("stop")
+        yield
+        self.changes.append("go")
 
     def close(self) -> None:
         assert not self.closed

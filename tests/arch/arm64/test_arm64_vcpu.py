@@ -217,6 +217,16 @@ def test_slots_reach_the_engine(rig: Rig) -> None:
     assert regions == {}
 
 
+def test_a_slot_that_changes_is_one_change_to_the_guest(rig: Rig) -> None:
+    memory = rig.add_memory(0x4000_0000, 8192)
+    changes = rig.arch.machine.changes
+    assert changes == ["map"]
+    rig.set_region(0x4000_0000, 8192, memory, flags=C.KVM_MEM_LOG_DIRTY_PAGES)
+    assert changes[1:] == ["stop", "unmap", "map", "go"]
+    rig.set_region(0x5000_0000, 8192, memory, flags=C.KVM_MEM_LOG_DIRTY_PAGES)
+    assert changes[5:] == ["stop", "unmap", "map", "go"]
+
+
 def test_a_slot_beyond_the_address_space(rig: Rig) -> None:
     assert errno_of(rig.add_memory, (1 << 40) - 4096, 8192) == errno.EFAULT
     rig.add_memory((1 << 40) - 4096, 4096)
@@ -233,6 +243,7 @@ def test_clearing_the_dirty_log_protects_again(rig: Rig) -> None:
     rig.vm.hooks.clear_dirty(rig.vm, slot, 64, (1 << 6).to_bytes(8, "little"))
     assert bytes(slot.dirty.view)[8:16] == (1 << 7).to_bytes(8, "little")
     assert rig.arch.machine.reprotected == [(0x4000_0000, 64, 36)]
+    assert rig.arch.machine.changes[1:] == ["stop", "reprotect", "go"]
 
 
 def test_capabilities(rig: Rig) -> None:
@@ -286,20 +297,3 @@ def test_sleeping_costs_nothing() -> None:
     power.wake()
     thread.join(5)
     assert not thread.is_alive()
-
-
-def test_a_pause_stops_every_vcpu(rig: Rig) -> None:
-    rig.create_vcpu()
-    rig.create_vcpu()
-    threads = [rig.in_thread(0), rig.in_thread(1)]
-    end = time.monotonic() + 5
-    while not (rig.cpu(0).answers and rig.cpu(1).answers):
-        assert time.monotonic() < end
-    for _ in range(5):
-        with rig.arch.pause.paused():
-            counts = [len(rig.cpu(index).answers) for index in range(2)]
-            time.sleep(0.01)
-            assert counts == [len(rig.cpu(index).answers) for index in range(2)]
-    for index, thread in enumerate(threads):
-        rig.backend.interrupt(rig.vcpus[index])
-        assert errno_of(thread.join) == errno.EINTR

@@ -75,7 +75,7 @@ class Arm64Hooks(ArchHooks):
         """Map, unmap, or map anew."""
         arch: Arm64Vm = vm.arch
         if old is not None and new is not None:
-            with arch.pause.paused():
+            with arch.machine.stopped():
                 arch.unmap(old)
                 arch.map(new)
         elif old is not None:
@@ -90,10 +90,11 @@ class Arm64Hooks(ArchHooks):
     def clear_dirty(self, vm: Vm, slot: MemorySlot, first_page: int, mask: bytes) -> None:
         """Clear bits while no vCPU can set one."""
         assert slot.dirty is not None
-        with vm.arch.pause.paused():
+        machine = vm.arch.machine
+        with machine.stopped():
             slot.dirty.clear(first_page, mask)
             pages = min(len(mask) * 8, slot.npages - first_page)
-            vm.arch.machine.reprotect(slot.gpa, first_page, pages)
+            machine.reprotect(slot.gpa, first_page, pages)
 
     # Interrupts.
 

@@ -21,7 +21,6 @@ from .vcpu import EXIT_DATA
 if TYPE_CHECKING:
     from anykvm.virt.vcpu import Vcpu
 
-    from .engine import CpuLike
     from .vcpu import Arm64Vcpu
 
 _MMIO: Final = struct.Struct("<QQIB")
@@ -48,15 +47,6 @@ def vcpu_run(vcpu: Vcpu) -> int:
     if not arch.ready:
         arch.vm.first_run(arch)
         arch.ready = True
-    gate = arch.vm.pause
-    gate.enter()
-    try:
-        return _run(vcpu, arch, cpu)
-    finally:
-        gate.leave()
-
-
-def _run(vcpu: Vcpu, arch: Arm64Vcpu, cpu: CpuLike) -> int:
     attend(arch)
     run = cpu.run
     mmio_read = vcpu.vm.mmio_bus.read
@@ -126,7 +116,6 @@ def attend(arch: Arm64Vcpu) -> None:
     power = arch.power
     while True:
         arch.attention = False
-        arch.vm.pause.pass_through()
         if power.reset_state is not None:
             state, power.reset_state = power.reset_state, None
             arch.reset_to(state.pc, state.x0)

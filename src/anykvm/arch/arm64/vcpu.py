@@ -211,13 +211,8 @@ class Arm64Vcpu:
         cpu = self.cpu
         value = self.take_reply() if self.mmio else self.owed or 0
         self.owed = None
-        gate = self.vm.pause
-        gate.enter()
-        try:
-            cpu.kick()
-            kind = cpu.run(value)[0]
-        finally:
-            gate.leave()
+        cpu.kick()
+        kind = cpu.run(value)[0]
         # What the guest met next will be met again: it is undone here, not remembered.
         if kind in (Event.HVC, Event.SMC):
             cpu.pc -= 4

@@ -13,7 +13,6 @@ from anykvm.uapi.common import KVM_DEV_TYPE_ARM_VGIC_V3
 
 from . import idregs, irqchip, psci, smccc, sysregs, vgic_v3_cpuif
 from . import sysreg_ids as ids
-from .pause import Pause
 from .timer import PTIMER_PPI, VTIMER_PPI
 from .vgic import VgicCpu
 
@@ -55,7 +54,6 @@ class Arm64Vm:
         """CNTVCT_EL0 is zero when the VM is made."""
         self.timer_ppis = (VTIMER_PPI, PTIMER_PPI)
         self.vgic: InKernelVgic | None = None
-        self.pause = Pause(self)
         self.config_lock = threading.Lock()
         self.power_lock = threading.Lock()
         self._user_line_lock = threading.Lock()
@@ -82,11 +80,6 @@ class Arm64Vm:
             if vcpu.mpidr & psci.MPIDR_HWID_BITMASK == affinity:
                 return vcpu
         return None
-
-    def kick_all(self) -> None:
-        """Make every vCPU look at what has changed."""
-        for vcpu in self.vcpus:
-            vcpu.kick()
 
     def configure_features(self, features: int) -> None:
         """All vCPUs of a VM have the features of the first one initialised; EINVAL for others."""
