@@ -8,19 +8,20 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 # Unicorn's functions that the engine takes the place of (src/anykvm/engine/src/*.c has a __wrap_ of each).
-WRAPPED = [
-    "gen_intermediate_code_aarch64",
-    "tcg_gen_callN_aarch64",
-    "tcg_gen_exit_tb_aarch64",
-    "tcg_gen_mb_aarch64",
-    "cpu_ldl_code_aarch64",
-    "tlb_reset_dirty_by_vaddr_aarch64",
-    "tlb_set_page_with_attrs_aarch64",
-    "tlb_flush_by_mmuidx_all_cpus_synced_aarch64",
-    "tlb_flush_page_by_mmuidx_all_cpus_synced_aarch64",
-    "tlb_flush_all_cpus_synced_aarch64",
-    "arm_cpu_tlb_fill_aarch64",
-]
+WRAPPED = {
+    "aarch64": """
+        gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_gen_mb cpu_ldl_code
+        tlb_reset_dirty_by_vaddr tlb_set_page_with_attrs arm_cpu_tlb_fill tlb_flush_all_cpus_synced
+        tlb_flush_by_mmuidx_all_cpus_synced tlb_flush_page_by_mmuidx_all_cpus_synced
+    """,
+    "x86_64": """
+        gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_region_reset_all
+        tlb_reset_dirty_by_vaddr tlb_protect_code tlb_set_page_with_attrs x86_cpu_tlb_fill x86_stl_phys_notdirty
+        tb_invalidate_phys_page_fast
+        helper_inb helper_inw helper_inl helper_outb helper_outw helper_outl helper_rdmsr helper_wrmsr helper_cpuid
+        helper_read_crN helper_write_crN helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
+    """,
+}
 
 
 def unicorn_home() -> Path:
@@ -45,7 +46,7 @@ def engine() -> Extension:
         include_dirs=[str(home / "include")],
         extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"],
         extra_link_args=[
-            *(f"-Wl,--wrap={name}" for name in WRAPPED),
+            *(f"-Wl,--wrap={name}_{target}" for target, names in WRAPPED.items() for name in names.split()),
             "-Wl,--exclude-libs,ALL",
             str(archive),
             "-lpthread",

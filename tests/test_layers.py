@@ -195,12 +195,20 @@ def test_the_engine_knows_nothing_of_kvm() -> None:
 
 def test_every_wrapped_function_is_wrapped() -> None:
     """setup.py's list and the engine's __wrap_ functions are the same."""
-    listed = re.search(r"WRAPPED = \[(.*?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)
-    assert listed is not None
-    names = re.findall(r'"(\w+)"', listed[1])
-    engine = "\n".join(path.read_text() for path in sources("src/anykvm/engine/src", suffixes=(".c",)))
-    written = re.findall(r"^[a-z][\w *]*\b__wrap_(\w+)\(", engine, re.MULTILINE)
-    assert sorted(names) == sorted(set(written))
+    tree = ast.parse((ROOT / "setup.py").read_text())
+    tables = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "WRAPPED"
+    ]
+    (table,) = tables
+    names = [f"{name}_{target}" for target, listed in table.items() for name in listed.split()]
+    files = [path.read_text() for path in sources("src/anykvm/engine/src", suffixes=(".c", ".h"))]
+    written = {name for text in files for name in re.findall(r"^[a-z][\w *]*\b__wrap_(\w+)\(", text, re.MULTILINE)}
+    # translate.h is written once for all targets.
+    common = {name for text in files for name in re.findall(r"^void TARGET_WRAP\((\w+)\)", text, re.MULTILINE)}
+    written |= {f"{name}_{target}" for name in common for target in table}
+    assert sorted(names) == sorted(written)
 
 
 @pytest.mark.parametrize("name", interface.packages())

@@ -159,9 +159,7 @@ def test_no_write_is_lost_between_harvests(board, runner):
     ram = mmap.mmap(-1, pages * 4096)
     bitmap = (ctypes.c_uint64 * (pages // 64))()
     base = RAM + 0x1000_0000
-    b.machine.map(
-        base, pages * 4096, ctypes.addressof(ctypes.c_char.from_buffer(ram)), dirty=ctypes.addressof(bitmap)
-    )
+    b.machine.map(base, pages * 4096, ctypes.addressof(ctypes.c_char.from_buffer(ram)), dirty=ctypes.addressof(bitmap))
     c = b.cpu(x0=base, x1=pages, x2=4096)
     seen = 0
     r = runner(c)

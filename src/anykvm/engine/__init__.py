@@ -8,5 +8,6 @@ needs policy and comes back with an :class:`Event`.
 from anykvm.engine.arm64 import Arm64Cpu
 from anykvm.engine.events import COUNTER_HZ, Event
 from anykvm.engine.machine import Cpu, Machine
+from anykvm.engine.x86 import X86Cpu
 
-__all__ = ["COUNTER_HZ", "Arm64Cpu", "Cpu", "Event", "Machine"]
+__all__ = ["COUNTER_HZ", "Arm64Cpu", "Cpu", "Event", "Machine", "X86Cpu"]

@@ -47,10 +47,10 @@ class Arm64Cpu(_engine.Cpu):
 
     def _window(self, offset: int) -> memoryview:
         try:
-            state: memoryview = self._state
+            return self._state[offset // 8 : offset // 8 + 1]
         except AttributeError:
-            state = self._state = self.state(0, 4096).cast("Q")
-        return state[offset // 8 : offset // 8 + 1]
+            self._state: memoryview = self.state(0, 4096).cast("Q")
+            return self._window(offset)
 
     @property
     def gpr(self) -> memoryview:

@@ -36,3 +36,21 @@ class Event(IntEnum):
     """A debug stop."""
     ERROR = 11
     """``a`` and ``b`` say what failed inside the engine."""
+    PIO_READ = 12
+    """``a`` port, ``b`` size in bytes; the next ``run(value)`` answers."""
+    PIO_WRITE = 13
+    """``a`` port, ``b`` size in bytes, ``c`` value."""
+    MSR_READ = 14
+    """``a`` index; the next ``run(value)`` answers."""
+    MSR_WRITE = 15
+    """``a`` index, ``c`` value."""
+    CR8_WRITE = 16
+    """``a`` the new task priority."""
+    IRQ_ACK = 17
+    """Line 0 is high and the guest takes an interrupt now: the next ``run(vector)`` says which; 256 is none."""
+    IRQ_WINDOW = 18
+    """``want_window`` is set and the guest can take an interrupt now."""
+    SHUTDOWN = 19
+    """A triple fault."""
+    HLT = 8
+    """x86's name for :attr:`WFI`."""

@@ -3,9 +3,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from anykvm.engine import _engine
 from anykvm.engine.arm64 import Arm64Cpu
+from anykvm.engine.x86 import X86Cpu
 
 __all__ = ["Cpu", "Machine"]
 
@@ -23,6 +25,12 @@ class Machine(_engine.Machine):
             self.go()
 
 
-def Cpu(machine: Machine) -> Arm64Cpu:  # noqa: N802 - reads as the type it makes
-    """Make a cpu of ``machine``; cheap until its registers are touched or it runs (then about 2 ms and 3 MB)."""
-    return Arm64Cpu(machine)
+def Cpu(machine: Machine) -> Any:
+    """Make a cpu of ``machine``; cheap until its registers are touched or it runs (then about 2 ms and 3 MB).
+
+    It is an :class:`~anykvm.engine.arm64.Arm64Cpu` or an :class:`~anykvm.engine.x86.X86Cpu`, by the machine's target.
+    """
+    return _CPUS[machine.target](machine)
+
+
+_CPUS = {"arm64": Arm64Cpu, "x86": X86Cpu}

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // Adds 1 to [x0] x1 times: x2 = 0 by load/store exclusive, 1 by a plain load, add and store of two words in one block.
     cbnz x2, plain
 atomic:

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // One of each event, in order.
     ldr x1, =0x9000000
     mov w0, #5

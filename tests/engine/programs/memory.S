@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // x0 address, x1 count, x2 stride: stores the count down at each step; then reads x3 into x4.
 1:  str x1, [x0]
     add x0, x0, x2

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // Turns the MMU on with a table at x0 (4 KB granule, 39-bit, TTBR0), then loops: loads [x1] into x5 until it equals x2,
 // counting in x6; hypercalls. With x3 set instead: stores x4 at the descriptor address x3 and invalidates [x1] everywhere.
     cbnz x3, remap

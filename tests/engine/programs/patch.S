@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // Calls the function at x0 x1 times, adding what it returns to x10; between calls waits for a turn when x2 is set.
 // x3: address of a flag another cpu sets; then one more call, with an ISB, and a hypercall.
 1:  blr x0

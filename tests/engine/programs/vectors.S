@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // Installs vectors; each exception leaves ESR, FAR and ELR in x20-x22 and hypercalls with the vector's number.
     adr x0, vectors
     msr vbar_el1, x0

@@ -2,6 +2,7 @@
 /* arm64 on the engine: exceptions and interrupts are native, hypercalls and trapped system registers park. */
 #include "arm64.h"
 
+uint64_t qemu_ram_addr_from_host_aarch64(void *uc, void *ptr);
 int cpu_exec_aarch64(void *uc, void *cs);
 void cpu_reset(void *cs);
 void arm_cpu_do_interrupt_aarch64(void *cs);
@@ -184,6 +185,12 @@ static void refresh(struct cpu *c)
     arm_rebuild_hflags_aarch64(c->env);
 }
 
+static int stopped(struct cpu *c, int r)
+{
+    (void)c;
+    return r == EXCP_HLT || r == EXCP_HALTED ? EV_WFI : EV_NONE;
+}
+
 static void sync_state(struct cpu *c, uintptr_t ra)
 {
     if (ra)
@@ -246,6 +253,8 @@ const struct target target_arm64 = {
     .cpu_model = UC_CPU_ARM64_A57,
     .verify = verify,
     .setup = setup,
+    .ram_of = qemu_ram_addr_from_host_aarch64,
+    .stopped = stopped,
     .exec = cpu_exec_aarch64,
     .reset = reset,
     .refresh = refresh,

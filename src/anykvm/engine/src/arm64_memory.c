@@ -42,6 +42,8 @@ void a64_apply(struct cpu *c, const struct op *op)
         }
         break;
     }
+    case OP_PROTECT:
+        break;
     case OP_FLUSH_CODE:
         tb_flush_aarch64(c->cs);
         break;
@@ -113,24 +115,18 @@ void __wrap_tlb_reset_dirty_by_vaddr_aarch64(void *cs, uint64_t start, uint64_t 
 
 /* TLB fills */
 
+static const struct tlb_flags flags = {A64_TLB_INVALID, A64_TLB_NOTDIRTY, A64_TLB_MMIO};
+
 bool __real_arm_cpu_tlb_fill_aarch64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra);
 bool __wrap_arm_cpu_tlb_fill_aarch64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra)
 {
     struct cpu *c = cpu_of(cs);
     bool ok;
 
-    c->fill.va = va;
-    c->fill.ra = ra;
-    c->fill.access = access;
-    c->fill.nonram = false;
-    c->fill.active = true;
+    tlb_fill_begin(c, va, access, ra);
     ok = __real_arm_cpu_tlb_fill_aarch64(cs, va, size, access, mmu_idx, probe, ra);
-    c->fill.active = false;
-    if (ok && c->fill.nonram && access == ACCESS_FETCH && !probe) {
-        c->fetch_fault = true;
-        FIELD(cs, CS_EXCEPTION_INDEX, int32_t) = EXCP_INTERRUPT;
+    if (tlb_fill_end(c, ok, probe))
         cpu_loop_exit_aarch64(cs);
-    }
     return ok;
 }
 
@@ -140,37 +136,8 @@ void __wrap_tlb_set_page_with_attrs_aarch64(void *cs, uint64_t va, uint64_t pa, 
                                             uint64_t size)
 {
     struct cpu *c = cpu_of(cs);
-    struct region *r = cpu_region(c, pa);
-    char *fast, *entry;
+    struct region *r = tlb_page_begin(c, pa, &prot);
 
-    c->fill.pa_page = pa & ~(GUEST_PAGE - 1);
-    if (r && r->dirty && (prot & PAGE_WRITE)) {
-        uint64_t page = (pa - r->gpa) / GUEST_PAGE, bit = 1ul << (page % 64);
-
-        /* A clean page stays unwritable until it is written: that fill sets its bit. */
-        if (c->fill.active && c->fill.access == ACCESS_STORE)
-            __atomic_fetch_or(&r->dirty[page / 64], bit, __ATOMIC_RELAXED);
-        else if (!(__atomic_load_n(&r->dirty[page / 64], __ATOMIC_RELAXED) & bit))
-            prot &= ~PAGE_WRITE;
-    }
     __real_tlb_set_page_with_attrs_aarch64(cs, va, pa, attrs, prot, mmu_idx, size);
-
-    fast = c->cs + A64_NEG + A64_TLB_FAST + 16 * mmu_idx;
-    entry = FIELD(fast, 8, char *) + ((va >> (12 - TLB_ENTRY_BITS)) & FIELD(fast, 0, uint64_t));
-    if (!r) {
-        /* Every access to a hole fills again, so that the fill tells its address and where to return to. */
-        uint64_t hole = (va & ~(GUEST_PAGE - 1)) | A64_TLB_INVALID | A64_TLB_MMIO;
-
-        FIELD(entry, TLBE_READ, uint64_t) = prot & PAGE_READ ? hole : ~0ul;
-        FIELD(entry, TLBE_WRITE, uint64_t) = prot & PAGE_WRITE ? hole : ~0ul;
-        FIELD(entry, TLBE_CODE, uint64_t) = prot & PAGE_EXEC ? hole : ~0ul;
-        c->fill.nonram = true;
-    } else if (prot & PAGE_WRITE) {
-        uint64_t *w = &FIELD(entry, TLBE_WRITE, uint64_t);
-
-        if (r->readonly)
-            *w = (*w & ~A64_TLB_NOTDIRTY) | A64_TLB_INVALID | A64_TLB_MMIO;
-        else
-            *w &= ~A64_TLB_NOTDIRTY;
-    }
+    tlb_page_end(c, r, c->cs + A64_NEG + A64_TLB_FAST + 16 * mmu_idx, va, pa, prot, &flags);
 }

@@ -115,7 +115,7 @@ static void guest_main(void *arg)
     struct cpu *c = arg;
 
     for (;;) {
-        int r;
+        int r, kind;
 
         FIELD(c->cs, CS_EXIT_REQUEST, bool) = false;
         FIELD(c->cs, CS_STOP, bool) = false;
@@ -126,6 +126,12 @@ static void guest_main(void *arg)
         FIELD(c->uc, UC_INVALID_ERROR, int32_t) = 0;
         FIELD(c->uc, UC_SIZE_RECUR_MEM, int32_t) = 0;
         c->fill.active = false;
+        if (c->x86.raise >= 0 && !c->abandon) {
+            FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = c->x86.raise;
+            FIELD(c->env, X86_ERROR_CODE, int32_t) = c->x86.raise_error < 0 ? 0 : c->x86.raise_error;
+            FIELD(c->env, X86_EXC_IS_INT, int32_t) = 0;
+            c->x86.raise = c->x86.raise_error = -1;
+        }
         r = c->m->target->exec(c->uc, c->cs);
         c->fill.active = false;
         if (c->abandon) {
@@ -136,9 +142,9 @@ static void guest_main(void *arg)
             cpu_park(c, EV_FETCH, c->fill.pa_page | (c->fill.va & (GUEST_PAGE - 1)), 0, 0);
         } else if (FIELD(c->uc, UC_INVALID_ERROR, int32_t)) {
             cpu_park(c, EV_ERROR, FIELD(c->uc, UC_INVALID_ERROR, uint32_t), (uint32_t)r, 0);
-        } else if (r == EXCP_HLT || r == EXCP_HALTED) {
+        } else if ((kind = c->m->target->stopped(c, r)) != EV_NONE) {
             FIELD(c->cs, CS_HALTED, uint32_t) = 0;
-            cpu_park(c, EV_WFI, 0, 0, 0);
+            cpu_park(c, kind, 0, 0, 0);
         } else if (r == EXCP_DEBUG) {
             cpu_park(c, EV_BREAK, 0, 0, 0);
         } else if (r == EXCP_INTERRUPT || r == EXCP_YIELD) {
@@ -167,18 +173,25 @@ static int sync_regions(struct cpu *c)
         int j = 0;
         while (j < m->nregions && fresh[j].id != c->regions[i].id)
             j++;
-        if (j < m->nregions)
-            fresh[j].mr = c->regions[i].mr;
-        else
+        if (j < m->nregions) {
+            fresh[j] = c->regions[i];
+        } else {
             uc_mem_unmap(c->uc, c->regions[i].gpa, c->regions[i].size);
+            free(c->regions[i].own);
+        }
     }
-    for (int j = 0; j < m->nregions && !bad; j++) {
+    for (int j = 0; j < m->nregions; j++) {
         if (fresh[j].mr)
             continue;
-        if (uc_mem_map_ptr(c->uc, fresh[j].gpa, fresh[j].size, UC_PROT_ALL, fresh[j].hva) != UC_ERR_OK)
+        if (fresh[j].code)
+            fresh[j].own = calloc(fresh[j].size / GUEST_PAGE, 1);
+        if ((fresh[j].code && !fresh[j].own) ||
+            uc_mem_map_ptr(c->uc, fresh[j].gpa, fresh[j].size, UC_PROT_ALL, fresh[j].hva) != UC_ERR_OK) {
             bad = 1;
-        else
-            fresh[j].mr = c->real_mapping(c->uc, fresh[j].gpa);
+            break;
+        }
+        fresh[j].mr = c->real_mapping(c->uc, fresh[j].gpa);
+        fresh[j].ram = m->target->ram_of(c->uc, fresh[j].hva);
     }
     free(c->regions);
     c->regions = fresh;
@@ -204,11 +217,12 @@ int cpu_materialise(struct cpu *c)
     }
     if (c->uc)
         return 0;
+    c->x86.inject = c->x86.raise = c->x86.raise_error = -1;
     err = uc_open(t->uc_arch, t->uc_mode, &uc);
     if (err == UC_ERR_OK)
         err = uc_ctl_set_cpu_model(uc, t->cpu_model);
-    if (err == UC_ERR_OK)
-        err = uc_ctl_set_page_size(uc, GUEST_PAGE);
+    if (err == UC_ERR_OK && t->uc_arch == UC_ARCH_ARM64)
+        err = uc_ctl_set_page_size(uc, GUEST_PAGE); /* elsewhere it is fixed */
     if (err == UC_ERR_OK)
         err = uc_ctl_set_tcg_buffer_size(uc, 64 * 1024 * 1024);
     if (err == UC_ERR_OK)
@@ -280,6 +294,11 @@ void cpu_close_engine(struct cpu *c)
         return;
     Py_BEGIN_ALLOW_THREADS
     machine_remove(c->m, c);
+    for (int i = 0; i < c->nregions; i++) {
+        if (c->m->target->forget_code)
+            c->m->target->forget_code(c, &c->regions[i]);
+        free(c->regions[i].own);
+    }
     FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)c->real_mapping;
     FIELD(c->uc, UC_NESTED_LEVEL, int) = 0;
     FIELD(c->uc, UC_THREAD_DATA, void *) = NULL;

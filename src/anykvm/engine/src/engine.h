@@ -34,6 +34,14 @@ enum event_kind {
     EV_FETCH,
     EV_BREAK,
     EV_ERROR,
+    EV_PIO_READ,
+    EV_PIO_WRITE,
+    EV_MSR_READ,
+    EV_MSR_WRITE,
+    EV_CR8_WRITE,
+    EV_IRQ_ACK,
+    EV_IRQ_WINDOW,
+    EV_SHUTDOWN,
     /* Never seen by Python. */
     EV_PAUSED,
     EV_ABANDONED,
@@ -51,11 +59,15 @@ struct region {
     uint64_t *dirty; /* one bit per page set by guest writes, or NULL */
     bool readonly;
     uint64_t id; /* differs for every map() */
-    void *mr;    /* this cpu's MemoryRegion; in a cpu's copy only */
+    uint16_t *code; /* per page: how many cpus have translated code of it; NULL where the guest maintains caches */
+    /* In a cpu's copy only: */
+    void *mr;
+    uint64_t ram;   /* Unicorn's number for the first byte */
+    uint8_t *own;   /* per page: this cpu is counted in code */
 };
 
 /* Maintenance another cpu asks for: done at a block boundary, or at once by a cpu that is itself waiting for others. */
-enum op_kind { OP_FLUSH, OP_FLUSH_PAGE, OP_INVALIDATE, OP_FLUSH_CODE };
+enum op_kind { OP_FLUSH, OP_FLUSH_PAGE, OP_INVALIDATE, OP_PROTECT, OP_FLUSH_CODE };
 struct op {
     enum op_kind kind;
     uint64_t addr, arg;
@@ -75,6 +87,10 @@ struct cpu;
 struct target {
     const char *name;
     int uc_arch, uc_mode, cpu_model;
+    bool tracks_code; /* stores to translated code are caught: the guest does no cache maintenance */
+    uint64_t (*ram_of)(void *uc, void *hva);
+    void (*forget_code)(struct cpu *c, struct region *r);
+    int (*stopped)(struct cpu *c, int r); /* the event a return from exec means, or EV_NONE */
     const char *(*verify)(uc_engine *uc);
     int (*setup)(struct cpu *c);
     int (*exec)(void *uc, void *cs);
@@ -85,7 +101,8 @@ struct target {
     void (*sync)(struct cpu *c, uintptr_t ra);
     void (*restore)(struct cpu *c, uintptr_t ra); /* state back to the parked instruction, then leave; no return */
 };
-extern const struct target target_arm64;
+extern const struct target target_arm64, target_x86;
+extern const struct target *const targets[];
 
 struct trap {
     struct machine *machine;
@@ -114,6 +131,8 @@ struct machine {
     int nregions;
     atomic_uint generation;
     uint64_t next_id;
+    uint16_t **dead;            /* code counts of regions that are gone */
+    int ndead;
 
     pthread_rwlock_t lock;      /* the list of cpus */
     struct cpu **cpus;
@@ -161,11 +180,34 @@ struct cpu {
     bool unsynced;              /* asked others for something and has not waited yet */
     bool flush_code;            /* do it at the next block boundary */
 
+    /* x86 */
+    struct {
+        int inject;             /* vector to deliver, or -1 */
+        atomic_int nmi;
+        bool want_window;
+        int raise, raise_error; /* exception to deliver, or -1; error code, or -1 */
+        uint32_t (*cpuid)[7];   /* function, index, flags, eax, ebx, ecx, edx */
+        int ncpuid;
+        int64_t tsc_offset;
+        uint64_t tsc_khz;
+    } x86;
+
     uint32_t insn;              /* being translated */
     void *exit_label;           /* of the block being translated: where its first check branches to */
 
     uint64_t n_runs, n_exits, n_kicks, n_shootdowns, n_blocks, guest_ns;
 };
+
+/* tlb.c */
+struct tlb_flags {
+    uint64_t invalid, notdirty, mmio;
+};
+void tlb_fill_begin(struct cpu *c, uint64_t va, int access, uintptr_t ra);
+bool tlb_fill_end(struct cpu *c, bool ok, bool probe);
+struct region *tlb_page_begin(struct cpu *c, uint64_t pa, int *prot);
+void tlb_page_end(struct cpu *c, struct region *r, char *fast, uint64_t va, uint64_t pa, int prot,
+                  const struct tlb_flags *f);
+void tlb_log_write(struct cpu *c, uint64_t pa);
 
 /* coroutine.c */
 int coroutine_create(struct coroutine *co, void (*entry)(void *), void *arg);
@@ -185,6 +227,8 @@ static inline struct cpu *cpu_of(void *cs) { return cpu_of_uc(FIELD(cs, CS_UC, v
 
 /* pycpu.c, pymachine.c */
 extern PyTypeObject *cpu_type, *machine_type;
+int x86_type_init(PyObject *module);
+int cpu_claim(struct cpu *c);
 int cpu_type_init(PyObject *module);
 int machine_type_init(PyObject *module);
 
@@ -202,6 +246,7 @@ void machine_remove(struct machine *m, struct cpu *c);
 void machine_enter(struct machine *m, struct cpu *c);
 void machine_post(struct machine *m, struct cpu *self, const struct op *op);
 void machine_sync(struct machine *m, struct cpu *self);
+void machine_post_self(struct cpu *c, const struct op *op);
 void cpu_drain(struct cpu *c);
 
 /* module.c */

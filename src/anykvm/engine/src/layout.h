@@ -47,12 +47,10 @@
 #define CC_EXEC_INTERRUPT 144
 
 /* TranslationBlock, TCGContext */
+#define TB_PC 0
 #define TB_CFLAGS 24
 #define TCG_TB_CFLAGS 100
 
-#define TCG_HELPERS 43232
-#define TCG_CPU_ENV 43248
-#define TCG_UC 43376
 #define TCG_OP_SET_LABEL 1
 #define TCG_OP_LD_I32 13
 #define TCG_TYPE_I32 0
@@ -66,6 +64,7 @@
 #define TLBE_READ 0
 #define TLBE_WRITE 8
 #define TLBE_CODE 16
+#define TLBE_ADDEND 32
 
 /* What never differs between targets. */
 #define CF_PARALLEL 0x80000u
@@ -87,6 +86,9 @@
 #define MEMTX_DECODE_ERROR 2
 
 /* aarch64 */
+#define A64_TCG_HELPERS 43232
+#define A64_TCG_CPU_ENV 43248
+#define A64_TCG_UC 43376
 #define A64_ENV 41808
 #define A64_NEG 33216
 #define A64_TLB_FAST 8384 /* within NEG */
@@ -144,6 +146,60 @@ struct a64_cpreg {
 #define CPREG_PL0_RW 0xff
 #define CPREG_PL1_W 0x54
 #define CPREG_PL0_W 0x55
+
+/* x86_64 */
+#define X86_TCG_CPU_ENV 39152
+#define X86_TCG_UC 39280
+#define X86_ENV 35408
+#define X86_NEG 33216
+#define X86_TLB_FAST 2128    /* within NEG */
+#define X86_ICOUNT_DECR 2176 /* within NEG */
+#define X86_CLASS 42768
+#define X86_MMU_MODES 3
+#define X86_TLB_INVALID 0x800ul
+#define X86_TLB_NOTDIRTY 0x400ul
+#define X86_TLB_MMIO 0x200ul
+
+#define X86_REGS 0
+#define X86_EIP 128
+#define X86_EFLAGS 136
+#define X86_CC_SRC 152
+#define X86_CC_OP 168
+#define X86_DF 172
+#define X86_HFLAGS 176
+#define X86_HFLAGS2 180
+#define X86_SEGS 184
+#define X86_LDT 328
+#define X86_TR 352
+#define X86_CR 424
+#define X86_EFER 592
+#define X86_FPUC 610
+#define X86_MXCSR 816
+#define X86_SYSENTER_CS 4800
+#define X86_SYSENTER_ESP 4808
+#define X86_SYSENTER_EIP 4816
+#define X86_STAR 4824
+#define X86_LSTAR 4840
+#define X86_CSTAR 4848
+#define X86_FMASK 4856
+#define X86_TSC_AUX 4896
+#define X86_ERROR_CODE 5384
+#define X86_EXC_IS_INT 5388
+#define X86_OLD_EXCEPTION 5496
+#define X86_V_TPR 5556
+#define X86_ENV_UC 7000
+
+#define X86_HF_CPL 0x3u
+#define X86_HF_INHIBIT_IRQ 0x8u
+#define X86_HF_LMA 0x4000u
+#define X86_HF2_NMI 0x4u
+#define X86_CC_OP_EFLAGS 1
+
+struct x86_segment {
+    uint32_t selector, pad;
+    uint64_t base;
+    uint32_t limit, flags;
+};
 
 #define FIELD(base, offset, type) (*(__typeof__(type) *)((char *)(base) + (offset)))
 

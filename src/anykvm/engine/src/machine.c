@@ -75,6 +75,13 @@ static uint64_t enqueue(struct cpu *c, const struct op *op)
     return ticket;
 }
 
+/* At the next block boundary: for what cannot be done inside a block. */
+void machine_post_self(struct cpu *c, const struct op *op)
+{
+    enqueue(c, op);
+    cpu_force_exit(c);
+}
+
 /* The list of cpus, to read; a cpu that waits for it serves its own queue. */
 static void list_lock(struct machine *m, struct cpu *self)
 {

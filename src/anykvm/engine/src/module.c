@@ -28,6 +28,8 @@ static int find_main_thread(void)
     return PyErr_Occurred() ? -1 : 0;
 }
 
+const struct target *const targets[] = {&target_arm64, &target_x86, NULL};
+
 static const char *verify(const struct target *t)
 {
     uc_engine *uc;
@@ -38,7 +40,8 @@ static const char *verify(const struct target *t)
     if (uc_open(t->uc_arch, t->uc_mode, &uc) != UC_ERR_OK)
         return "uc_open";
     uc_ctl_set_cpu_model(uc, t->cpu_model);
-    uc_ctl_set_page_size(uc, GUEST_PAGE);
+    if (t->uc_arch == UC_ARCH_ARM64)
+        uc_ctl_set_page_size(uc, GUEST_PAGE);
     uc_ctl_set_tcg_buffer_size(uc, 1024 * 1024);
     wrong = t->verify(uc);
     uc_close(uc);
@@ -51,9 +54,11 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__engine(void)
 {
-    const char *wrong = verify(&target_arm64);
+    const char *wrong = NULL;
     PyObject *module;
 
+    for (int i = 0; targets[i] && !wrong; i++)
+        wrong = verify(targets[i]);
     if (wrong) {
         PyErr_Format(PyExc_ImportError,
                      "this engine was linked with a Unicorn whose layout differs (%s): rebuild anykvm with unicorn==%d.%d.%d",
@@ -67,7 +72,7 @@ PyMODINIT_FUNC PyInit__engine(void)
     module = PyModule_Create(&definition);
     if (!module)
         return NULL;
-    if (machine_type_init(module) || cpu_type_init(module)) {
+    if (machine_type_init(module) || cpu_type_init(module) || x86_type_init(module)) {
         Py_DECREF(module);
         return NULL;
     }

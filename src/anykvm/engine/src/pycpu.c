@@ -30,13 +30,14 @@ static void cpu_dealloc(struct cpu *c)
     PyTypeObject *type = Py_TYPE(c);
 
     cpu_close_engine(c);
+    free(c->x86.cpuid);
     pthread_mutex_destroy(&c->qlock);
     Py_DECREF(c->m);
     type->tp_free(c);
     Py_DECREF(type);
 }
 
-static int claim(struct cpu *c)
+int cpu_claim(struct cpu *c)
 {
     if (atomic_exchange(&c->busy, 1)) {
         PyErr_SetString(PyExc_RuntimeError, "the cpu is running on another thread");
@@ -64,7 +65,7 @@ static PyObject *cpu_run(struct cpu *c, PyObject *const *args, Py_ssize_t nargs)
         if (answer == ~0ull && PyErr_Occurred())
             return NULL;
     }
-    if (claim(c))
+    if (cpu_claim(c))
         return NULL;
     c->answer = answer;
     c->n_runs++;
@@ -97,7 +98,8 @@ done:
 
 static bool in_instruction(struct cpu *c)
 {
-    return c->parked >= EV_MMIO_READ && c->parked <= EV_SYSREG_WRITE;
+    return (c->parked >= EV_MMIO_READ && c->parked <= EV_SYSREG_WRITE) ||
+           (c->parked >= EV_PIO_READ && c->parked <= EV_CR8_WRITE);
 }
 
 /* With the cpu claimed. */
@@ -116,7 +118,7 @@ static void give_up_instruction(struct cpu *c)
 static PyObject *cpu_abandon(struct cpu *c, PyObject *unused)
 {
     (void)unused;
-    if (claim(c))
+    if (cpu_claim(c))
         return NULL;
     give_up_instruction(c);
     atomic_store(&c->busy, 0);
@@ -126,7 +128,7 @@ static PyObject *cpu_abandon(struct cpu *c, PyObject *unused)
 static PyObject *cpu_reset(struct cpu *c, PyObject *unused)
 {
     (void)unused;
-    if (claim(c))
+    if (cpu_claim(c))
         return NULL;
     give_up_instruction(c);
     c->m->target->reset(c);
@@ -149,7 +151,8 @@ static PyObject *cpu_sync(struct cpu *c, PyObject *unused)
     (void)unused;
     if (cpu_materialise(c))
         return NULL;
-    if (!c->synced && (c->parked == EV_MMIO_READ || c->parked == EV_MMIO_WRITE))
+    if (!c->synced && (c->parked == EV_MMIO_READ || c->parked == EV_MMIO_WRITE || c->parked == EV_PIO_READ ||
+                       c->parked == EV_PIO_WRITE))
         c->m->target->sync(c, c->fill.ra);
     c->synced = true;
     Py_RETURN_NONE;

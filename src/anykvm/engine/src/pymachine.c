@@ -20,20 +20,23 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
     static char *names[] = {"target", "traps", "constants", NULL};
     const char *target;
+    const struct target *const *found;
     pthread_mutexattr_t recursive;
     PyObject *traps = NULL, *constants = NULL, *seq = NULL, *key, *value;
     Py_ssize_t pos = 0;
 
     if (!PyArg_ParseTupleAndKeywords(args, kw, "s|OO!", names, &target, &traps, &PyDict_Type, &constants))
         return NULL;
-    if (strcmp(target, target_arm64.name)) {
-        PyErr_Format(PyExc_ValueError, "the engine has no target '%s'; it has: arm64", target);
+    for (found = targets; *found && strcmp((*found)->name, target); found++)
+        ;
+    if (!*found) {
+        PyErr_Format(PyExc_ValueError, "the engine has no target '%s'; it has: arm64, x86", target);
         return NULL;
     }
     struct machine *m = (struct machine *)type->tp_alloc(type, 0);
     if (!m)
         return NULL;
-    m->target = &target_arm64;
+    m->target = *found;
     pthread_mutexattr_init(&recursive);
     pthread_mutexattr_settype(&recursive, PTHREAD_MUTEX_RECURSIVE);
     pthread_mutex_init(&m->pauser, &recursive);
@@ -78,6 +81,11 @@ static void machine_dealloc(struct machine *m)
 
     free(m->traps);
     free(m->constants);
+    for (int i = 0; i < m->nregions; i++)
+        free(m->regions[i].code);
+    while (m->ndead)
+        free(m->dead[--m->ndead]);
+    free(m->dead);
     free(m->regions);
     free(m->cpus);
     pthread_mutex_destroy(&m->pauser);
@@ -100,7 +108,10 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
         PyErr_SetString(PyExc_ValueError, "gpa, size and hva are multiples of 4096 bytes");
         return NULL;
     }
-    struct region r = {gpa, size, (uint8_t *)hva, (uint64_t *)dirty, readonly, 0, NULL};
+    struct region r = {.gpa = gpa, .size = size, .hva = (uint8_t *)hva, .dirty = (uint64_t *)dirty, .readonly = readonly};
+
+    if (m->target->tracks_code && !(r.code = calloc(size / GUEST_PAGE, sizeof(*r.code))))
+        return PyErr_NoMemory();
     Py_BEGIN_ALLOW_THREADS
     machine_pause(m);
     for (i = 0; i < m->nregions && m->regions[i].gpa < gpa; i++)
@@ -118,6 +129,7 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     machine_resume(m);
     Py_END_ALLOW_THREADS
     if (overlap) {
+        free(r.code);
         PyErr_SetString(PyExc_ValueError, "the region overlaps another");
         return NULL;
     }
@@ -143,6 +155,9 @@ static PyObject *machine_unmap(struct machine *m, PyObject *arg)
     machine_pause(m);
     r = region_at(m, gpa);
     if (r) {
+        /* Cpus still look at it until they follow the change. */
+        m->dead = realloc(m->dead, (size_t)(m->ndead + 1) * sizeof(*m->dead));
+        m->dead[m->ndead++] = r->code;
         m->nregions--;
         memmove(r, r + 1, (size_t)(m->nregions - (r - m->regions)) * sizeof(*r));
         atomic_fetch_add(&m->generation, 1);
@@ -267,6 +282,17 @@ static PyMethodDef machine_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *machine_target(struct machine *m, void *unused)
+{
+    (void)unused;
+    return PyUnicode_FromString(m->target->name);
+}
+
+static PyGetSetDef machine_getset[] = {
+    {"target", (getter)machine_target, NULL, "The name of the target.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyMemberDef machine_members[] = {
     {"ncpus", T_INT, offsetof(struct machine, ncpus), READONLY, "How many cpus have an engine."},
     {NULL, 0, 0, 0, NULL},
@@ -277,6 +303,7 @@ static PyType_Slot machine_slots[] = {
     {Py_tp_dealloc, machine_dealloc},
     {Py_tp_methods, machine_methods},
     {Py_tp_members, machine_members},
+    {Py_tp_getset, machine_getset},
     {Py_tp_doc, "Machine(target, traps=(), constants={})\n\nGuest-physical memory and the cpus that share it."},
     {0, NULL},
 };

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* x86 on the engine: exceptions are native; interrupts ask for their vector; what needs policy parks. */
+#include "x86.h"
+
+int cpu_exec_x86_64(void *uc, void *cs);
+void cpu_reset(void *cs);
+void x86_cpu_do_interrupt_x86_64(void *cs);
+bool x86_cpu_exec_interrupt_x86_64(void *cs, int request);
+void do_interrupt_x86_hardirq_x86_64(void *env, int vector, int is_hw);
+void cpu_x86_update_cr4_x86_64(void *env, uint32_t v);
+uint64_t qemu_ram_addr_from_host_x86_64(void *uc, void *ptr);
+
+#define EFLAGS_IF 0x200u
+#define NO_VECTOR 256
+
+static bool open_to_interrupts(struct cpu *c)
+{
+    return (FIELD(c->env, X86_EFLAGS, uint32_t) & EFLAGS_IF) &&
+           !(FIELD(c->env, X86_HFLAGS, uint32_t) & X86_HF_INHIBIT_IRQ);
+}
+
+/* Asked at each return to the main loop; Unicorn's request word is never zero, so it always asks. */
+static bool exec_interrupt(void *cs, int request)
+{
+    struct cpu *c = cpu_of(cs);
+    uint64_t vector;
+
+    (void)request;
+    if (cpu_attention(c)) {
+        FIELD(cs, CS_EXIT_REQUEST, bool) = true;
+        return false;
+    }
+    if (atomic_load_explicit(&c->x86.nmi, memory_order_relaxed) &&
+        !(FIELD(c->env, X86_HFLAGS2, uint32_t) & X86_HF2_NMI)) {
+        atomic_store(&c->x86.nmi, 0);
+        FIELD(c->env, X86_HFLAGS2, uint32_t) |= X86_HF2_NMI;
+        do_interrupt_x86_hardirq_x86_64(c->env, 2, 1);
+        return true;
+    }
+    if (c->x86.inject < 0 && !c->x86.want_window && !(atomic_load_explicit(&c->lines, memory_order_relaxed) & 1))
+        return false;
+    if (!open_to_interrupts(c))
+        return false;
+    if (c->x86.inject >= 0) {
+        vector = (uint64_t)c->x86.inject;
+        c->x86.inject = -1;
+        do_interrupt_x86_hardirq_x86_64(c->env, (int)vector, 1);
+        return true;
+    }
+    if (atomic_load(&c->lines) & 1) {
+        vector = cpu_park(c, EV_IRQ_ACK, 0, 0, 0);
+        if (vector >= NO_VECTOR)
+            return false;
+        do_interrupt_x86_hardirq_x86_64(c->env, (int)vector, 1);
+        return true;
+    }
+    cpu_park(c, EV_IRQ_WINDOW, 0, 0, 0);
+    return c->x86.inject >= 0 ? exec_interrupt(cs, request) : false;
+}
+
+static bool has_work(void *cs)
+{
+    (void)cs;
+    return false;
+}
+
+static void on_exception(void *uc, uint32_t number, void *unused)
+{
+    struct cpu *c = cpu_of_uc(uc);
+
+    (void)number, (void)unused;
+    FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
+    c->fill.active = false;
+    x86_cpu_do_interrupt_x86_64(c->cs);
+}
+
+/* HLT halts; a triple fault comes out the same way, not halted. */
+static int stopped(struct cpu *c, int r)
+{
+    if (r != EXCP_HLT && r != EXCP_HALTED)
+        return EV_NONE;
+    if (FIELD(c->cs, CS_HALTED, uint32_t))
+        return EV_WFI;
+    FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
+    return EV_SHUTDOWN;
+}
+
+static int setup(struct cpu *c)
+{
+    char *class = FIELD(c->cs, CS_CLASS, char *);
+    uc_hook hook;
+
+    if (uc_hook_add(c->uc, &hook, UC_HOOK_INTR, (void *)on_exception, NULL, 1, 0) != UC_ERR_OK)
+        return -1;
+    FIELD(class, CC_EXEC_INTERRUPT, void *) = (void *)exec_interrupt;
+    FIELD(class, CC_HAS_WORK, void *) = (void *)has_work;
+    return 0;
+}
+
+/* Real mode at the reset vector. */
+static void reset(struct cpu *c)
+{
+    cpu_reset(c->cs);
+    FIELD(c->uc, UC_STOP_INTERRUPT, void *) = NULL;
+    cpu_x86_update_cr4_x86_64(c->env, 0);
+    FIELD(c->env, X86_CC_OP, uint32_t) = X86_CC_OP_EFLAGS;
+    FIELD(c->env, X86_CC_SRC, uint64_t) = 0;
+    FIELD(c->env, X86_DF, int32_t) = 1;
+    x86_update_hflags_x86_64(c->env);
+    c->x86.inject = c->x86.raise = c->x86.raise_error = -1;
+    c->x86.want_window = false;
+    atomic_store(&c->x86.nmi, 0);
+}
+
+static void refresh(struct cpu *c)
+{
+    x86_update_hflags_x86_64(c->env);
+}
+
+static void sync_state(struct cpu *c, uintptr_t ra)
+{
+    if (ra)
+        cpu_restore_state_x86_64(c->cs, ra, false);
+}
+
+/* Give the parked instruction up: with an exception if there is one to raise. */
+static void restore(struct cpu *c, uintptr_t ra)
+{
+    int vector = c->x86.raise, code = c->x86.raise_error;
+
+    if (vector >= 0) {
+        c->abandon = false;
+        c->x86.raise = c->x86.raise_error = -1;
+        if (ra)
+            cpu_restore_state_x86_64(c->cs, ra, true);
+        raise_exception_err_x86_64(c->env, vector, code < 0 ? 0 : code);
+    }
+    FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = EXCP_INTERRUPT;
+    if (ra)
+        cpu_loop_exit_restore_x86_64(c->cs, ra);
+    cpu_loop_exit_x86_64(c->cs);
+}
+
+static bool sysreg(struct cpu *c, uint32_t enc, uint64_t *value, bool write)
+{
+    uc_x86_msr msr = {.rid = enc, .value = *value};
+
+    if (!x86_native_msr(enc) || (write && !x86_msr_value_ok(enc, *value)))
+        return false;
+
+    if (write)
+        return uc_reg_write(c->uc, UC_X86_REG_MSR, &msr) == UC_ERR_OK;
+    if (uc_reg_read(c->uc, UC_X86_REG_MSR, &msr) != UC_ERR_OK)
+        return false;
+    *value = msr.value;
+    return true;
+}
+
+/* Check the layout table against what the public API shows; the name of what is wrong, or NULL. */
+static const char *verify(uc_engine *uc)
+{
+    uint64_t magic = 0x0123456789abcdef, rip = 0x7654321;
+    uc_x86_msr lstar = {.rid = 0xc0000082, .value = rip};
+    char *cs, *env;
+
+    uc_reg_write(uc, UC_X86_REG_R9, &magic);
+    cs = FIELD(uc, UC_CPU, char *);
+    if (!cs || FIELD(cs, CS_UC, void *) != (void *)uc)
+        return "x86 CPUState";
+    env = FIELD(cs, CS_ENV, char *);
+    if (env != cs + X86_ENV || FIELD(env, X86_ENV_UC, void *) != (void *)uc)
+        return "CPUX86State";
+    if (FIELD(cs, CS_CLASS, char *) != cs + X86_CLASS)
+        return "x86 CPUClass";
+    if (FIELD(FIELD(cs, CS_CLASS, char *), CC_EXEC_INTERRUPT, void *) != (void *)x86_cpu_exec_interrupt_x86_64)
+        return "x86 cpu_exec_interrupt";
+    if (FIELD(cs, CS_ICOUNT_DECR, char *) != cs + X86_NEG + X86_ICOUNT_DECR)
+        return "x86 icount_decr";
+    if (x86_regs(env)[R9] != magic)
+        return "x86 regs";
+    uc_reg_write(uc, UC_X86_REG_RIP, &rip);
+    if (FIELD(env, X86_EIP, uint64_t) != rip)
+        return "eip";
+    uc_reg_write(uc, UC_X86_REG_MSR, &lstar);
+    return FIELD(env, X86_LSTAR, uint64_t) == rip ? NULL : "lstar";
+}
+
+const struct target target_x86 = {
+    .name = "x86",
+    .uc_arch = UC_ARCH_X86,
+    .uc_mode = UC_MODE_64,
+    .cpu_model = UC_CPU_X86_HASWELL,
+    .tracks_code = true,
+    .ram_of = qemu_ram_addr_from_host_x86_64,
+    .forget_code = x86_forget_code,
+    .stopped = stopped,
+    .verify = verify,
+    .setup = setup,
+    .exec = cpu_exec_x86_64,
+    .reset = reset,
+    .refresh = refresh,
+    .apply = x86_apply,
+    .sysreg = sysreg,
+    .sync = sync_state,
+    .restore = restore,
+};

@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What x86's rooms share. */
+#ifndef ANYKVM_X86_H
+#define ANYKVM_X86_H
+
+#include "engine.h"
+
+void cpu_loop_exit_x86_64(void *cs) __attribute__((noreturn));
+void cpu_loop_exit_restore_x86_64(void *cs, uintptr_t ra) __attribute__((noreturn));
+bool cpu_restore_state_x86_64(void *cs, uintptr_t ra, bool will_exit);
+void raise_exception_err_x86_64(void *env, int vector, int error_code) __attribute__((noreturn));
+void x86_update_hflags_x86_64(void *env);
+
+static inline struct cpu *x86_cpu_of(void *env) { return cpu_of_uc(FIELD(env, X86_ENV_UC, void *)); }
+static inline uint64_t *x86_regs(void *env) { return &FIELD(env, X86_REGS, uint64_t); }
+
+enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
+
+void x86_apply(struct cpu *c, const struct op *op);
+void x86_forget_code(struct cpu *c, struct region *r);
+void x86_protect_code(struct cpu *c, uint64_t ram);
+bool x86_native_msr(uint32_t index);
+bool x86_msr_value_ok(uint32_t index, uint64_t v);
+uint64_t x86_tsc(struct cpu *c);
+
+#endif

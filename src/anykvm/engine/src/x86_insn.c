@@ -1,0 +1,294 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * x86 instructions that Unicorn leaves to its user, or does without policy: port I/O, MSRs, CPUID, SYSCALL, SYSENTER,
+ * CR8, RDTSC. Behaviour as in the AMD64 manual, volume 3.
+ *
+ * RA is where in the translated code the instruction is: with it the state can be brought to the instruction's start.
+ */
+#include "x86.h"
+
+#define RA ((uintptr_t)__builtin_extract_return_addr(__builtin_return_address(0)))
+
+#define CR4_TSD 0x4u
+#define CR4_OSXSAVE (1u << 18)
+#define CR0_PE 1u
+#define EFLAGS_TF 0x100u
+#define EFLAGS_IF 0x200u
+#define EFLAGS_IOPL_SHIFT 12
+#define EFLAGS_RF 0x10000u
+#define EFLAGS_VM 0x20000u
+#define VECTOR_UD 6
+#define VECTOR_GP 13
+#define EFER_SCE 1u
+#define FLAT_CODE 0x00809b00u /* present, code, read, accessed, 4 KB units */
+#define FLAT_DATA 0x00c09300u /* present, data, writable, accessed, 4 KB units, 32 bits */
+#define SEG_L 0x00200000u
+#define SEG_DB 0x00400000u
+#define SEG_DPL3 0x00006000u
+
+uint64_t helper_read_eflags_x86_64(void *env);
+void helper_write_eflags_x86_64(void *env, uint64_t value, uint32_t mask);
+void cpu_x86_cpuid_x86_64(void *env, uint32_t fn, uint32_t index, uint32_t *a, uint32_t *b, uint32_t *c, uint32_t *d);
+void helper_check_iob_x86_64(void *env, uint32_t port);
+void helper_check_iow_x86_64(void *env, uint32_t port);
+void helper_check_iol_x86_64(void *env, uint32_t port);
+
+static struct x86_segment *segment(void *env, int n)
+{
+    return (struct x86_segment *)((char *)env + X86_SEGS) + n;
+}
+
+static void flat(void *env, int n, uint32_t selector, uint32_t flags)
+{
+    *segment(env, n) = (struct x86_segment){selector, 0, 0, 0xffffffff, flags};
+}
+
+/* Port I/O: privilege first, then park. */
+
+static void check_port(struct cpu *c, uint32_t port, int size, uintptr_t ra)
+{
+    uint32_t eflags = FIELD(c->env, X86_EFLAGS, uint32_t);
+    uint32_t cpl = FIELD(c->env, X86_HFLAGS, uint32_t) & X86_HF_CPL;
+
+    if (!(FIELD(c->env, X86_CR, uint64_t) & CR0_PE) ||
+        (cpl <= (eflags >> EFLAGS_IOPL_SHIFT & 3) && !(eflags & EFLAGS_VM)))
+        return;
+    cpu_restore_state_x86_64(c->cs, ra, true);
+    if (size == 1)
+        helper_check_iob_x86_64(c->env, port);
+    else if (size == 2)
+        helper_check_iow_x86_64(c->env, port);
+    else
+        helper_check_iol_x86_64(c->env, port);
+}
+
+static uint64_t port_io(void *env, int kind, uint32_t port, int size, uint32_t value, uintptr_t ra)
+{
+    struct cpu *c = x86_cpu_of(env);
+
+    port &= 0xffff;
+    check_port(c, port, size, ra);
+    c->fill.ra = ra;
+    value = (uint32_t)cpu_park(c, kind, port, (uint64_t)size, value);
+    if (c->abandon)
+        c->m->target->restore(c, ra);
+    return size == 4 ? value : value & ((1u << (8 * size)) - 1);
+}
+
+uint64_t __wrap_helper_inb_x86_64(void *env, uint32_t port) { return port_io(env, EV_PIO_READ, port, 1, 0, RA); }
+uint64_t __wrap_helper_inw_x86_64(void *env, uint32_t port) { return port_io(env, EV_PIO_READ, port, 2, 0, RA); }
+uint64_t __wrap_helper_inl_x86_64(void *env, uint32_t port) { return port_io(env, EV_PIO_READ, port, 4, 0, RA); }
+void __wrap_helper_outb_x86_64(void *env, uint32_t port, uint32_t v) { port_io(env, EV_PIO_WRITE, port, 1, v & 0xff, RA); }
+void __wrap_helper_outw_x86_64(void *env, uint32_t port, uint32_t v) { port_io(env, EV_PIO_WRITE, port, 2, v & 0xffff, RA); }
+void __wrap_helper_outl_x86_64(void *env, uint32_t port, uint32_t v) { port_io(env, EV_PIO_WRITE, port, 4, v, RA); }
+
+/* MSRs: the ones that only the instructions themselves use are native, the rest is policy. */
+
+#define MSR_EFER 0xc0000080
+#define MSR_TSC 0x10
+#define MSR_TSC_AUX 0xc0000103
+
+bool x86_native_msr(uint32_t index)
+{
+    switch (index) {
+    case 0x174: case 0x175: case 0x176: /* SYSENTER_CS, _ESP, _EIP */
+    case 0x277: /* PAT */
+    case MSR_EFER: case 0xc0000081: case 0xc0000082: case 0xc0000083: case 0xc0000084: /* STAR, LSTAR, CSTAR, FMASK */
+    case 0xc0000100: case 0xc0000101: case 0xc0000102: /* FS_BASE, GS_BASE, KERNEL_GS_BASE */
+    case MSR_TSC_AUX:
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool canonical(uint64_t va)
+{
+    return (uint64_t)((int64_t)(va << 16) >> 16) == va;
+}
+
+/* A value that WRMSR takes without a fault, for an MSR that is native. */
+bool x86_msr_value_ok(uint32_t index, uint64_t v)
+{
+    bool address = index == 0x175 || index == 0x176 || index == 0xc0000082 || index == 0xc0000083 ||
+                   (index >= 0xc0000100 && index <= 0xc0000102);
+
+    return !(address && !canonical(v)) && !(index == MSR_EFER && (v & ~0xd01ul));
+}
+
+void __real_helper_rdmsr_x86_64(void *env);
+void __wrap_helper_rdmsr_x86_64(void *env)
+{
+    struct cpu *c = x86_cpu_of(env);
+    uint64_t *regs = x86_regs(env), v;
+    uint32_t index = (uint32_t)regs[RCX];
+
+    if (x86_native_msr(index)) {
+        __real_helper_rdmsr_x86_64(env);
+        return;
+    }
+    if (index == MSR_TSC) {
+        v = x86_tsc(c);
+    } else {
+        v = cpu_park(c, EV_MSR_READ, index, 0, 0);
+        if (c->abandon)
+            c->m->target->restore(c, 0);
+    }
+    regs[RAX] = (uint32_t)v;
+    regs[RDX] = v >> 32;
+}
+
+void __real_helper_wrmsr_x86_64(void *env);
+void __wrap_helper_wrmsr_x86_64(void *env)
+{
+    struct cpu *c = x86_cpu_of(env);
+    uint64_t *regs = x86_regs(env);
+    uint32_t index = (uint32_t)regs[RCX];
+    uint64_t v = (uint32_t)regs[RAX] | regs[RDX] << 32;
+
+    if (x86_native_msr(index)) {
+        if (!x86_msr_value_ok(index, v))
+            raise_exception_err_x86_64(env, VECTOR_GP, 0);
+        __real_helper_wrmsr_x86_64(env);
+        return;
+    }
+    cpu_park(c, EV_MSR_WRITE, index, 0, v);
+    if (c->abandon)
+        c->m->target->restore(c, 0);
+}
+
+/* CPUID: what userspace said; without that, what the engine's cpu is. */
+void __wrap_helper_cpuid_x86_64(void *env)
+{
+    struct cpu *c = x86_cpu_of(env);
+    uint64_t *regs = x86_regs(env);
+    uint32_t fn = (uint32_t)regs[RAX], index = (uint32_t)regs[RCX], out[4] = {0};
+
+    if (!c->x86.ncpuid) {
+        cpu_x86_cpuid_x86_64(env, fn, index, &out[0], &out[1], &out[2], &out[3]);
+    } else {
+        const uint32_t *found = NULL, *last = NULL;
+
+        for (int i = 0; i < c->x86.ncpuid && !found; i++) {
+            const uint32_t *e = c->x86.cpuid[i];
+
+            if (e[0] == fn && (!(e[2] & 1) || e[1] == index))
+                found = e;
+            /* A leaf beyond the last basic one reads as the last, on Intel. */
+            if (!(e[0] >> 30) && (!last || e[0] > last[0]))
+                last = e;
+        }
+        if (!found && !(fn >> 30) && last && fn > last[0])
+            found = last;
+        if (found)
+            memcpy(out, found + 3, sizeof(out));
+    }
+    if (fn == 1) {
+        uint64_t cr4 = FIELD(env, X86_CR + 4 * 8, uint64_t);
+        out[2] = (out[2] & ~(1u << 27)) | (cr4 & CR4_OSXSAVE ? 1u << 27 : 0);
+    }
+    regs[RAX] = out[0];
+    regs[RBX] = out[1];
+    regs[RCX] = out[2];
+    regs[RDX] = out[3];
+}
+
+/* CR8 is the local APIC's task priority. */
+
+uint64_t __real_helper_read_crN_x86_64(void *env, int n);
+uint64_t __wrap_helper_read_crN_x86_64(void *env, int n)
+{
+    return n == 8 ? FIELD(env, X86_V_TPR, uint8_t) : __real_helper_read_crN_x86_64(env, n);
+}
+
+void __real_helper_write_crN_x86_64(void *env, int n, uint64_t v);
+void __wrap_helper_write_crN_x86_64(void *env, int n, uint64_t v)
+{
+    struct cpu *c = x86_cpu_of(env);
+
+    if (n != 8) {
+        __real_helper_write_crN_x86_64(env, n, v);
+        return;
+    }
+    cpu_restore_state_x86_64(c->cs, RA, false);
+    if (v & ~0xful)
+        raise_exception_err_x86_64(env, VECTOR_GP, 0);
+    FIELD(env, X86_V_TPR, uint8_t) = (uint8_t)v;
+    cpu_park(c, EV_CR8_WRITE, v, 0, 0);
+    if (c->abandon)
+        c->m->target->restore(c, 0);
+}
+
+/* The time-stamp counter is the host's clock, scaled. */
+
+uint64_t x86_tsc(struct cpu *c)
+{
+    uint64_t khz = c->x86.tsc_khz ? c->x86.tsc_khz : 1000000;
+    return (uint64_t)((unsigned __int128)monotonic_ns() * khz / 1000000) + (uint64_t)c->x86.tsc_offset;
+}
+
+static void read_tsc(void *env, uintptr_t ra)
+{
+    struct cpu *c = x86_cpu_of(env);
+    uint64_t v;
+
+    if ((FIELD(env, X86_CR + 4 * 8, uint64_t) & CR4_TSD) && (FIELD(env, X86_HFLAGS, uint32_t) & X86_HF_CPL)) {
+        cpu_restore_state_x86_64(c->cs, ra, true);
+        raise_exception_err_x86_64(env, VECTOR_GP, 0);
+    }
+    v = x86_tsc(c);
+    x86_regs(env)[RAX] = (uint32_t)v;
+    x86_regs(env)[RDX] = v >> 32;
+}
+
+void __wrap_helper_rdtsc_x86_64(void *env) { read_tsc(env, RA); }
+void __wrap_helper_rdtscp_x86_64(void *env)
+{
+    read_tsc(env, RA);
+    x86_regs(env)[RCX] = FIELD(env, X86_TSC_AUX, uint32_t);
+}
+
+/* Fast system calls. The program counter is the instruction's; addend is its length. */
+
+void __wrap_helper_syscall_x86_64(void *env, int addend)
+{
+    uint64_t *regs = x86_regs(env), *eip = &FIELD(env, X86_EIP, uint64_t);
+    uint64_t star = FIELD(env, X86_STAR, uint64_t);
+    uint32_t selector = star >> 32 & 0xfffc;
+
+    if (!(FIELD(env, X86_EFER, uint64_t) & EFER_SCE))
+        raise_exception_err_x86_64(env, VECTOR_UD, 0);
+    if (FIELD(env, X86_HFLAGS, uint32_t) & X86_HF_LMA) {
+        bool long_mode = segment(env, 1)->flags & SEG_L;
+
+        regs[RCX] = *eip + (uint64_t)(int64_t)addend;
+        regs[R11] = helper_read_eflags_x86_64(env) & ~(uint64_t)EFLAGS_RF;
+        helper_write_eflags_x86_64(env, regs[R11] & ~FIELD(env, X86_FMASK, uint64_t), ~0u);
+        flat(env, 1, selector, FLAT_CODE | SEG_L);
+        flat(env, 2, selector + 8, FLAT_DATA);
+        *eip = long_mode ? FIELD(env, X86_LSTAR, uint64_t) : FIELD(env, X86_CSTAR, uint64_t);
+    } else {
+        regs[RCX] = (uint32_t)(*eip + (uint64_t)(int64_t)addend);
+        helper_write_eflags_x86_64(env, helper_read_eflags_x86_64(env) & ~(uint64_t)(EFLAGS_IF | EFLAGS_RF | EFLAGS_VM), ~0u);
+        flat(env, 1, selector, FLAT_CODE | SEG_DB);
+        flat(env, 2, selector + 8, FLAT_DATA);
+        *eip = (uint32_t)star;
+    }
+    x86_update_hflags_x86_64(env);
+}
+
+void __wrap_helper_sysenter_x86_64(void *env, int addend)
+{
+    bool lma = FIELD(env, X86_HFLAGS, uint32_t) & X86_HF_LMA;
+    uint32_t selector = FIELD(env, X86_SYSENTER_CS, uint32_t) & 0xfffc;
+
+    (void)addend;
+    if (!selector)
+        raise_exception_err_x86_64(env, VECTOR_GP, 0);
+    helper_write_eflags_x86_64(env, helper_read_eflags_x86_64(env) & ~(uint64_t)(EFLAGS_VM | EFLAGS_IF | EFLAGS_RF), ~0u);
+    flat(env, 1, selector, FLAT_CODE | (lma ? SEG_L : SEG_DB));
+    flat(env, 2, selector + 8, FLAT_DATA);
+    x86_regs(env)[RSP] = FIELD(env, X86_SYSENTER_ESP, uint64_t);
+    FIELD(env, X86_EIP, uint64_t) = FIELD(env, X86_SYSENTER_EIP, uint64_t);
+    x86_update_hflags_x86_64(env);
+}

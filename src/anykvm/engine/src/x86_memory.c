@@ -1,0 +1,208 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * x86's memory side: TLB fills, and stores to translated code.
+ *
+ * An x86 guest does no cache maintenance, so a page with translated code is watched: region->code counts the cpus that
+ * hold code of it, and while it is not zero every cpu's TLB sends stores there to the slow path, which ends in
+ * __wrap_tb_invalidate_phys_page_fast. The page is counted before its bytes are read, and the other cpus' TLBs are
+ * known to watch it before translation goes on; so no store is missed.
+ */
+#include "x86.h"
+
+void tlb_flush_by_mmuidx_x86_64(void *cs, uint16_t idxmap);
+void tlb_flush_page_by_mmuidx_x86_64(void *cs, uint64_t addr, uint16_t idxmap);
+void tlb_reset_dirty_x86_64(void *cs, uint64_t host, uint64_t length);
+void tb_invalidate_phys_range_x86_64(void *uc, uint64_t start, uint64_t end);
+void tb_flush_x86_64(void *cs);
+
+static const struct tlb_flags flags = {X86_TLB_INVALID, X86_TLB_NOTDIRTY, X86_TLB_MMIO};
+
+static struct region *region_of_ram(struct cpu *c, uint64_t ram)
+{
+    for (int i = 0; i < c->nregions; i++)
+        if (ram - c->regions[i].ram < c->regions[i].size)
+            return &c->regions[i];
+    return NULL;
+}
+
+/* This cpu has no code of the page any more. */
+static void drop_page(struct cpu *c, struct region *r, uint64_t page)
+{
+    tb_invalidate_phys_range_x86_64(c->uc, r->ram + page * GUEST_PAGE, r->ram + (page + 1) * GUEST_PAGE);
+    if (r->own[page]) {
+        r->own[page] = 0;
+        __atomic_fetch_sub(&r->code[page], 1, __ATOMIC_SEQ_CST);
+    }
+}
+
+void x86_forget_code(struct cpu *c, struct region *r)
+{
+    (void)c;
+    for (uint64_t page = 0; r->own && page < r->size / GUEST_PAGE; page++) {
+        if (r->own[page]) {
+            r->own[page] = 0;
+            __atomic_fetch_sub(&r->code[page], 1, __ATOMIC_SEQ_CST);
+        }
+    }
+}
+
+void x86_apply(struct cpu *c, const struct op *op)
+{
+    switch (op->kind) {
+    case OP_FLUSH:
+        tlb_flush_by_mmuidx_x86_64(c->cs, op->arg & ((1u << X86_MMU_MODES) - 1));
+        break;
+    case OP_FLUSH_PAGE:
+        tlb_flush_page_by_mmuidx_x86_64(c->cs, op->addr, op->arg & ((1u << X86_MMU_MODES) - 1));
+        break;
+    case OP_PROTECT:
+        tlb_reset_dirty_x86_64(c->cs, op->addr, op->arg);
+        break;
+    case OP_INVALIDATE:
+        for (int i = 0; i < c->nregions; i++) {
+            struct region *r = &c->regions[i];
+            uint64_t offset = op->addr - (uint64_t)r->hva;
+
+            if (offset >= r->size)
+                continue;
+            for (uint64_t page = offset / GUEST_PAGE; page <= (offset + op->arg - 1) / GUEST_PAGE; page++)
+                if (page < r->size / GUEST_PAGE)
+                    drop_page(c, r, page);
+        }
+        break;
+    case OP_FLUSH_CODE:
+        tb_flush_x86_64(c->cs);
+        break;
+    }
+}
+
+/* Watch the page before its bytes are translated. */
+void x86_protect_code(struct cpu *c, uint64_t ram)
+{
+    struct region *r = region_of_ram(c, ram);
+    uint64_t page;
+    struct op op = {OP_PROTECT, 0, GUEST_PAGE};
+
+    if (!r)
+        return;
+    page = (ram - r->ram) / GUEST_PAGE;
+    op.addr = (uint64_t)(r->hva + page * GUEST_PAGE);
+    /* While this cpu waits it serves others, one of whom may store to the page: then it is to be watched anew. */
+    while (!r->own[page]) {
+        r->own[page] = 1;
+        __atomic_fetch_add(&r->code[page], 1, __ATOMIC_SEQ_CST);
+        tlb_reset_dirty_x86_64(c->cs, op.addr, op.arg);
+        machine_post(c->m, c, &op);
+        if (c->unsynced)
+            machine_sync(c->m, c);
+    }
+}
+
+/* Unicorn links a block into a page: known already, unless the block ran into a second page. */
+void __wrap_tlb_protect_code_x86_64(void *uc, uint64_t ram)
+{
+    struct cpu *c = cpu_of_uc(uc);
+    struct region *r = region_of_ram(c, ram);
+
+    if (r && !r->own[(ram - r->ram) / GUEST_PAGE]) {
+        struct op op = {OP_INVALIDATE, (uint64_t)(r->hva + ((ram - r->ram) & ~(GUEST_PAGE - 1))), GUEST_PAGE};
+
+        /* Its bytes were read unwatched: watch, and translate again. */
+        x86_protect_code(c, ram);
+        machine_post_self(c, &op);
+    }
+}
+
+void __wrap_tlb_reset_dirty_by_vaddr_x86_64(void *cs, uint64_t start, uint64_t length)
+{
+    (void)cs, (void)start, (void)length;
+}
+
+/* The whole code buffer goes, and with it every page's code. */
+void __real_tcg_region_reset_all_x86_64(void *tcg);
+void __wrap_tcg_region_reset_all_x86_64(void *tcg)
+{
+    struct cpu *c = cpu_of_uc(FIELD(tcg, X86_TCG_UC, void *));
+
+    __real_tcg_region_reset_all_x86_64(tcg);
+    for (int i = 0; c && i < c->nregions; i++)
+        x86_forget_code(c, &c->regions[i]);
+}
+
+/* Stores to the page are fast again in this cpu's TLB. */
+static void unwatch(struct cpu *c, uint64_t host)
+{
+    for (int mode = 0; mode < X86_MMU_MODES; mode++) {
+        char *fast = c->cs + X86_NEG + X86_TLB_FAST + 16 * mode;
+        uint64_t bytes = FIELD(fast, 0, uint64_t) + (1 << TLB_ENTRY_BITS);
+
+        for (uint64_t at = 0; at < bytes; at += 1 << TLB_ENTRY_BITS) {
+            char *entry = FIELD(fast, 8, char *) + at;
+            uint64_t *write = &FIELD(entry, TLBE_WRITE, uint64_t);
+
+            if ((*write & (X86_TLB_INVALID | X86_TLB_NOTDIRTY | X86_TLB_MMIO)) == X86_TLB_NOTDIRTY &&
+                (*write & ~(GUEST_PAGE - 1)) + FIELD(entry, TLBE_ADDEND, uint64_t) == host)
+                *write &= ~X86_TLB_NOTDIRTY;
+        }
+    }
+}
+
+/* A store to a watched page, before it is done. */
+void __real_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t ram, int len, uintptr_t ra);
+void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t ram, int len, uintptr_t ra)
+{
+    struct cpu *c = cpu_of_uc(uc);
+    struct region *r;
+    uint64_t page;
+    struct op op = {OP_INVALIDATE, 0, GUEST_PAGE};
+
+    /* If the block that stores overwrites itself this leaves, and the store comes again alone. */
+    __real_tb_invalidate_phys_page_fast_x86_64(uc, pages, ram, len, ra);
+    r = region_of_ram(c, ram);
+    if (!r)
+        return;
+    page = (ram - r->ram) / GUEST_PAGE;
+    op.addr = (uint64_t)(r->hva + page * GUEST_PAGE);
+    if (r->own[page])
+        drop_page(c, r, page);
+    if (__atomic_load_n(&r->code[page], __ATOMIC_SEQ_CST)) {
+        machine_post(c->m, c, &op);
+        if (c->unsynced)
+            machine_sync(c->m, c);
+    }
+    if (!__atomic_load_n(&r->code[page], __ATOMIC_SEQ_CST))
+        unwatch(c, op.addr);
+}
+
+bool __real_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra);
+bool __wrap_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra)
+{
+    struct cpu *c = cpu_of(cs);
+    bool ok;
+
+    tlb_fill_begin(c, va, access, ra);
+    ok = __real_x86_cpu_tlb_fill_x86_64(cs, va, size, access, mmu_idx, probe, ra);
+    if (tlb_fill_end(c, ok, probe))
+        cpu_loop_exit_x86_64(cs);
+    return ok;
+}
+
+void __real_tlb_set_page_with_attrs_x86_64(void *cs, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx,
+                                           uint64_t size);
+void __wrap_tlb_set_page_with_attrs_x86_64(void *cs, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx,
+                                           uint64_t size)
+{
+    struct cpu *c = cpu_of(cs);
+    struct region *r = tlb_page_begin(c, pa, &prot);
+
+    __real_tlb_set_page_with_attrs_x86_64(cs, va, pa, attrs, prot, mmu_idx, size);
+    tlb_page_end(c, r, c->cs + X86_NEG + X86_TLB_FAST + 16 * mmu_idx, va, pa, prot, &flags);
+}
+
+/* A page-table walk sets an accessed or dirty bit. */
+void __real_x86_stl_phys_notdirty_x86_64(void *cs, uint64_t pa, uint32_t value);
+void __wrap_x86_stl_phys_notdirty_x86_64(void *cs, uint64_t pa, uint32_t value)
+{
+    __real_x86_stl_phys_notdirty_x86_64(cs, pa, value);
+    tlb_log_write(cpu_of(cs), pa);
+}

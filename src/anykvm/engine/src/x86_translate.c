@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* x86's translation: what Unicorn's translator emits, changed as it emits it. */
+#include "x86.h"
+
+#define TARGET(name) name##_x86_64
+#define TARGET_WRAP(name) __wrap_##name##_x86_64
+#define TARGET_REAL(name) __real_##name##_x86_64
+#define TARGET_TCG_UC X86_TCG_UC
+#define TARGET_TCG_CPU_ENV X86_TCG_CPU_ENV
+#define TARGET_ICOUNT (X86_NEG + X86_ICOUNT_DECR - X86_ENV)
+#include "translate.h"
+
+uint64_t get_page_addr_code_x86_64(void *env, uint64_t va);
+
+void __wrap_gen_intermediate_code_x86_64(void *cs, void *tb, int max_insns)
+{
+    struct cpu *c = cpu_of(cs);
+    uint64_t ram = get_page_addr_code_x86_64(c->env, FIELD(tb, TB_PC, uint64_t));
+
+    if (ram != ~0ul)
+        x86_protect_code(c, ram);
+    translate_parallel(c, tb, max_insns);
+}
