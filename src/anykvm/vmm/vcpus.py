@@ -108,7 +108,14 @@ class VcpuThread:
                 return None
             case Shutdown():
                 return Outcome(Kind.RESET)
-            case InternalError() | FailEntry():
+            case InternalError(suberror, data):
+                numbers = "".join(f" {number:#x}" for number in data)
+                return Outcome(
+                    Kind.INTERNAL_ERROR,
+                    f"KVM cannot run vCPU {self.vcpu.vcpu_id}{self._where()} (internal error {suberror}{numbers}): "
+                    "the guest went astray; check that --kernel is made for this machine, and whole",
+                )
+            case FailEntry():
                 return Outcome(Kind.INTERNAL_ERROR, f"KVM cannot run vCPU {self.vcpu.vcpu_id}: {exit}{self._where()}")
             case _:
                 return Outcome(
