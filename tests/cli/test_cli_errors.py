@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from vmm_fakes import make_image, write_image
 
-from anykvm.cli import check, main, messages, timing
+from anykvm.cli import check, debian, main, messages, timing
 
 RUNNER = Path(__file__).with_name("cli_fake_run.py")
 COMMAND = [sys.executable, "-c", "from anykvm.cli.main import main; main()"]
@@ -51,6 +52,10 @@ def fake(program: str, *arguments: str, **options: object) -> subprocess.Complet
         (["boot", "arm64", "--gic", "v9"], "invalid value for '--gic'"),
         (["boot", "arm64", "--backend", "magic"], "invalid value for '--backend'"),
         (["boot", "arm64", "--timeout", "0"], "invalid value for '--timeout'"),
+        (["boot", "arm64", "--timeout", "nan"], "invalid value for '--timeout'"),
+        (["boot", "arm64", "--timeout", "inf"], "invalid value for '--timeout'"),
+        (["boot", "arm64", "--timeout", "1e300"], "invalid value for '--timeout'"),
+        (["hackbench", "arm64", "--timeout", "-1"], "invalid value for '--timeout'"),
         (["boot", "arm64", "--kernel", "/none"], "kernel /none is not there: check --kernel"),
         (["boot", "arm64", "--kernel", "/"], "is a directory"),
         (["boot", "arm64", "--kernel", "KERNEL", "--initrd", "/none"], "initrd /none is not there: check --initrd"),
@@ -79,6 +84,14 @@ def test_bad_input_is_one_line_and_status_2(tmp_path: Path, arguments: list[str]
     (line,) = done.stderr.decode().splitlines()
     assert line.startswith("anykvm: ")
     assert words in line
+
+
+def test_hackbench_refuses_a_machine_before_it_speaks_of_booting_it(call, monkeypatch, tmp_path: Path) -> None:
+    guest = SimpleNamespace(kernel=write_image(tmp_path), console="ttyAMA0", release="6.1")
+    monkeypatch.setattr(debian, "guest", lambda arch: guest)
+    monkeypatch.setattr(debian, "initramfs", lambda guest: None)
+    status, _, err = call("hackbench", "arm64", "--smp", "0")
+    assert (status, err) == (2, "anykvm: a machine with 0 vCPUs cannot run: give at least --smp 1\n")
 
 
 def test_v_shows_where_an_error_comes_from(call) -> None:

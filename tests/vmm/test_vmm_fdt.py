@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -52,6 +53,11 @@ def test_chosen() -> None:
     assert tree.get_property("rng-seed", "/chosen") is not None
     assert tree.get_property("kaslr-seed", "/chosen") is None
     assert b"kaslr" not in build(describe())
+
+
+def test_a_command_line_that_is_not_utf_8_stays_as_it_is() -> None:
+    line = os.fsdecode(b"label=f\xfcr")
+    assert b"label=f\xfcr\0" in build(describe(command_line=line))
 
 
 def test_the_random_seed_differs_each_time() -> None:

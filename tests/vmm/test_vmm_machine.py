@@ -127,7 +127,7 @@ def test_console_and_interrupts(tmp_path: Path) -> None:
         (("event", common.KVM_SYSTEM_EVENT_RESET), Kind.RESET, ""),
         (("event", common.KVM_SYSTEM_EVENT_CRASH), Kind.CRASH, "crashed"),
         (("event", 77), Kind.INTERNAL_ERROR, "asked for what is not there"),
-        (("reason", common.KVM_EXIT_INTERNAL_ERROR), Kind.INTERNAL_ERROR, "KVM cannot run vCPU 0"),
+        (("reason", common.KVM_EXIT_INTERNAL_ERROR), Kind.INTERNAL_ERROR, "went astray; check that --kernel"),
         (("reason", common.KVM_EXIT_FAIL_ENTRY), Kind.INTERNAL_ERROR, "KVM cannot run vCPU 0"),
         (("reason", common.KVM_EXIT_HYPERCALL), Kind.INTERNAL_ERROR, "Hypercall"),
         (("reason", 4711), Kind.INTERNAL_ERROR, "Unknown"),
@@ -188,6 +188,7 @@ def test_a_machine_that_never_ran_can_be_closed(tmp_path: Path) -> None:
         ({"disks": [DiskConfig(Path("/none"))]}, "disk /none is not there"),
         ({"command_line": "x" * 2048}, "shorten --append"),
         ({"command_line": "a\0b"}, "zero byte"),
+        ({"command_line": "\ud800"}, "characters that are none"),
     ],
 )
 def test_impossible_machines_are_refused_in_one_line(tmp_path: Path, changes: dict[str, object], words: str) -> None:
@@ -326,6 +327,13 @@ def test_a_panic_that_hangs_is_a_panic(session) -> None:
     outcome = session(program, timeout=20).run()
     assert outcome.kind is Kind.PANIC
     assert time.monotonic() - began < 10
+
+
+def test_a_time_limit_of_years(session) -> None:
+    def program(guest: Guest, vcpu_id: int) -> Program:
+        yield from guest.power_off()
+
+    assert session(program, timeout=1e9).run().kind is Kind.POWER_OFF
 
 
 def test_a_time_limit(session) -> None:

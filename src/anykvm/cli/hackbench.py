@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from anykvm.guests import Guest, Result, Transcript, arguments, read_transcript
-from anykvm.vmm.config import MachineConfig
+from anykvm.vmm.config import MachineConfig, check_config
 from anykvm.vmm.memory import parse_size
 from anykvm.vmm.outcome import Kind, Outcome
 from anykvm.vmm.session import Session
@@ -82,6 +82,7 @@ def hackbench(
         memory=parse_size(memory),
         gic=gic,
     )
+    check_config(config)
     messages.line(f"booting Debian {guest.release} ({arch}) on {smp} vCPU{'s' if smp > 1 else ''}")
     watch = _Watch(started, bytearray())
     session = Session(config, tap=watch, reboot=False, timeout=timeout)

@@ -12,6 +12,8 @@ from . import messages
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 BACKENDS: Final = ("auto", "software", "host")
+_LONGEST: Final = 1_000_000_000
+"""Seconds of --timeout: 31 years."""
 
 
 def _verbose(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -48,14 +50,19 @@ def architecture(function: _F) -> _F:
     return click.argument("arch")(function)
 
 
+def _timeout(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    # No range excludes "nan".
+    if value is not None and not 0 < value <= _LONGEST:
+        raise click.BadParameter(f"{value} is not a number of seconds from 0 (which is too short) to {_LONGEST}")
+    return value
+
+
 def machine(smp: int, memory: str) -> Callable[[_F], _F]:
     """--smp, --memory, --gic, --timeout."""
 
     def decorate(function: _F) -> _F:
         for option in (
-            click.option(
-                "--timeout", type=click.FloatRange(min=0, min_open=True), help="Give up after so many seconds."
-            ),
+            click.option("--timeout", type=float, callback=_timeout, help="Give up after so many seconds."),
             click.option(
                 "--gic", type=click.Choice(("v2", "v3")), default="v3", show_default=True, help="arm64: its GIC."
             ),

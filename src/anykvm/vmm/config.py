@@ -42,6 +42,11 @@ class MachineConfig:
     backend: str = "auto"
 
 
+def encode_command_line(line: str) -> bytes:
+    """The bytes that a kernel is given: UTF-8, and as they were where a person gave bytes that are not."""
+    return line.encode("utf-8", "surrogateescape")
+
+
 def check_config(config: MachineConfig) -> None:
     """Refuse with one line what can be seen to be impossible before anything is made."""
     if config.gic not in GICS:
@@ -55,7 +60,10 @@ def check_config(config: MachineConfig) -> None:
         )
     if len(config.disks) > MAX_DISKS:
         raise VmmError(f"{len(config.disks)} disks are too many: a machine has {MAX_DISKS} at most")
-    line = config.command_line.encode()
+    try:
+        line = encode_command_line(config.command_line)
+    except UnicodeEncodeError:
+        raise VmmError("the kernel command line has characters that are none: check --append") from None
     if len(line) >= COMMAND_LINE_SIZE:
         raise VmmError(
             f"the kernel command line is {len(line)} bytes, and a kernel takes {COMMAND_LINE_SIZE - 1}: "

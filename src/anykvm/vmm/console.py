@@ -18,6 +18,7 @@ from .escape import HELP, Command, EscapeFilter
 
 _CHUNK: Final = 4096  # PIPE_BUF: a pipe that is ready takes this much at once
 _COALESCE: Final = 0.002  # seconds between two writes while the guest floods the console
+_LONGEST_WAIT: Final = 3600.0  # seconds; poll(2) takes 24 days at most
 _END_OF_FILE: Final = b"\x04"
 _END_SILENCE: Final = 0.5  # seconds without output before the guest is told of the end of input; doubles each time
 _END_SILENCE_MOST: Final = 64.0
@@ -98,7 +99,7 @@ class Console:
             poll.register(self._sink, select.POLLOUT if len(self._pending) else 0)
         limits = [timeout, self._silence if self._ended is not None else None, self.port.deliver()]
         timeout = min((limit for limit in limits if limit is not None), default=None)
-        ready = dict(poll.poll(None if timeout is None else max(0, int(timeout * 1000) + 1)))
+        ready = dict(poll.poll(None if timeout is None else max(0, int(min(timeout, _LONGEST_WAIT) * 1000) + 1)))
         if self._wake in ready:
             os.eventfd_read(self._wake)
         commands: list[Command] = []

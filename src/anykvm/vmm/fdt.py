@@ -16,6 +16,7 @@ from typing import Any, Final
 import fdt  # type: ignore[import-untyped]
 
 from . import memory
+from .config import encode_command_line
 
 _SPI: Final = 0
 _PPI: Final = 1
@@ -94,7 +95,7 @@ def _reg(*regions: memory.Region) -> list[int]:
 def _chosen(machine: MachineDescription) -> Any:
     node = _node("chosen")
     # As bytes: the line may be empty, or not in ASCII.
-    node.append(fdt.PropBytes("bootargs", data=machine.command_line.encode() + b"\0"))
+    node.append(fdt.PropBytes("bootargs", data=encode_command_line(machine.command_line) + b"\0"))
     _set(node, "stdout-path", f"/pl011@{memory.UART.base:x}")
     if machine.initrd is not None:
         start, end = machine.initrd
