@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import os
 import struct
 import threading
 import time
@@ -122,3 +124,19 @@ def test_closing_a_running_vcpu(vm: Vm) -> None:
     thread.join(10)
     assert not thread.is_alive()
     assert outcome[-1] == errno.EBADF
+
+
+def test_a_vcpu_takes_one_descriptor_and_one_mapping(vm: Vm) -> None:
+    def held() -> tuple[int, int]:
+        with open("/proc/self/maps") as maps:
+            return len(os.listdir("/proc/self/fd")), sum("kvm-vcpu" in line for line in maps)
+
+    gc.collect()
+    fds, mappings = held()
+    vcpus = [vm.create_vcpu(number) for number in range(8)]
+    assert held() == (fds + 8, mappings + 8)
+    page = vcpus[0].run_page
+    for vcpu in vcpus:
+        vcpu.close()
+    assert held()[0] == fds
+    assert page.exit_reason == 0

@@ -324,6 +324,34 @@ def test_devices_on_the_bus(machine: Machine, vm: int) -> None:
     assert len(bus) == 2
 
 
+def test_what_leaves_the_bus_leaves_the_rest_as_it_was(machine: Machine, vm: int) -> None:
+    bus = machine.vm_of(vm).mmio_bus
+
+    class Device:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def read(self, vcpu: object, addr: int, size: int) -> int | None:
+            return self.number
+
+        def write(self, vcpu: object, addr: int, size: int, value: int) -> bool:
+            return True
+
+    devices = [Device(number) for number in range(6)]
+    for device in (devices[3], devices[0], devices[5], devices[1], devices[4], devices[2]):
+        bus.register(device.number << 12, 4096, device)
+    bus.register_point(0x9000, 4, devices[0])
+    bus.register_point(0x9000, 8, devices[1])
+    for gone in (2, 5, 0):
+        bus.unregister(devices[gone])
+    assert [bus.read(None, number << 12, 4) for number in range(6)] == [None, 1, None, 3, 4, None]
+    assert (len(bus), bus.write(None, 0x9000, 4, 0)) == (5, True)
+    bus.unregister(devices[0])
+    assert (len(bus), bus.write(None, 0x9000, 4, 0), bus.write(None, 0x9000, 8, 0)) == (4, False, True)
+    bus.unregister(devices[0])
+    assert len(bus) == 4
+
+
 def test_closing_the_vm_lowers_a_resampled_line(machine: Machine, vm: int, event: int, event2: int) -> None:
     machine.ioctl(vm, IRQFD, KvmIrqfd(fd=event, gsi=3, flags=c.KVM_IRQFD_FLAG_RESAMPLE, resamplefd=event2))
     os.eventfd_write(event, 1)

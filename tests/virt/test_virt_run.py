@@ -28,7 +28,7 @@ def test_the_mapped_fd_is_the_run_page(machine: Machine) -> None:
     run.immediate_exit = 1
     assert machine.vcpu_of(vcpu).immediate_exit
     del run
-    mapped.close()
+    mapped.release()
 
 
 def test_a_mapping_outlives_everything(machine: Machine) -> None:
@@ -40,7 +40,7 @@ def test_a_mapping_outlives_everything(machine: Machine) -> None:
     assert KvmRun.from_buffer_copy(mapped).exit_reason == KVM_EXIT_HLT
 
 
-@pytest.mark.parametrize("length", [12289, 1 << 30, -1, 1 << 70])
+@pytest.mark.parametrize("length", [12289, 1 << 30, 0, -1, 1 << 70])
 def test_a_mapping_that_is_too_long(machine: Machine, length: int) -> None:
     vcpu = machine.vcpu(machine.vm())
     with pytest.raises(OSError) as failure:

@@ -136,9 +136,9 @@ class FakeBackend:
         del self.files[fd]
         os.close(fd)
 
-    def mmap(self, fd: int, length: int) -> mmap.mmap:
+    def mmap(self, fd: int, length: int) -> memoryview:
         self.maps[fd] = mmap.mmap(-1, length)
-        return self.maps[fd]
+        return memoryview(self.maps[fd])
 
     def interrupt(self, fd: int) -> None:
         self.kicks[fd].set()

@@ -9,7 +9,6 @@ number or the address of a structure in this process. ``software`` is anykvm's o
 from __future__ import annotations
 
 import importlib
-import mmap
 from typing import Final, Protocol, cast
 
 BACKENDS: Final = ("auto", "software", "host")
@@ -32,8 +31,11 @@ class Backend(Protocol):
     def close(self, fd: int) -> None:
         """Close one of the backend's fds; OSError EBADF if it is not open."""
 
-    def mmap(self, fd: int, length: int) -> mmap.mmap:
-        """Map ``length`` bytes of a vCPU fd, shared and writable, from offset 0: the run page."""
+    def mmap(self, fd: int, length: int) -> memoryview:
+        """Map ``length`` bytes of a vCPU fd, shared and writable, from offset 0: the run page.
+
+        It stays mapped as long as there is a view of it.
+        """
 
     def interrupt(self, fd: int) -> None:
         """Make a KVM_RUN in progress on this vCPU fd return EINTR, as a signal to its thread does; from any thread."""

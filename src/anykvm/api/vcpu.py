@@ -93,7 +93,7 @@ class Vcpu(Configurable, Attributed):
         self._page.release()
         # Where run_page is still held, the pages go with it.
         with suppress(BufferError):
-            self._map.close()
+            self._map.release()
         self._slots.release()
 
     @property

@@ -8,7 +8,6 @@ arguments are the numbers that a C program passes; errors are OSError with the k
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import weakref
 
@@ -50,15 +49,15 @@ class SoftwareBackend:
             file = self.files.find(fd)
         return file.ioctl(request, arg)
 
-    def mmap(self, fd: int, length: int) -> mmap.mmap:
-        """Map a vCPU's run page, shared; ``length`` in bytes, at most KVM_GET_VCPU_MMAP_SIZE; EBADF, EINVAL, ENODEV."""
+    def mmap(self, fd: int, length: int) -> memoryview:
+        """Map a vCPU's run page, shared; ``length`` in bytes, at most KVM_GET_VCPU_MMAP_SIZE; EBADF, EINVAL, ENODEV.
+
+        In a forked child a vCPU of the parent is ENODEV too.
+        """
         file = self._by_fd.get(fd) or self.files.find(fd)
-        if file.kind != "vcpu":
-            raise OSError(errno.ENODEV, f"a {file.kind} fd cannot be mapped")
-        try:
-            return mmap.mmap(fd, length)
-        except (ValueError, OverflowError):
-            raise OSError(errno.EINVAL, f"{length} bytes of a vCPU cannot be mapped") from None
+        if not isinstance(file, VcpuFile):
+            raise OSError(errno.ENODEV, f"a {file.kind} fd cannot be mapped here")
+        return file.map(length)
 
     def interrupt(self, fd: int) -> None:
         """Do what a signal to the thread in KVM_RUN on this vCPU fd does: KVM_RUN returns EINTR.

@@ -24,21 +24,27 @@ class IoDevice(Protocol):
         """Take a write; False if it is not this device's."""
 
 
+_Ranges = tuple[list[int], list[int], list[IoDevice]]
+"""Bases in ascending order, sizes, devices: lists, since a copy of those costs next to nothing."""
+
+
 class _Tables:
     """One immutable state of a bus: devices with a range, and devices that match one address exactly."""
 
-    __slots__ = ("bases", "points", "ranges", "reach")
+    __slots__ = ("bases", "count", "devices", "points", "reach", "sizes")
 
     def __init__(
-        self, ranges: tuple[tuple[int, int, IoDevice], ...], points: dict[int, tuple[tuple[int, IoDevice], ...]]
+        self, ranges: _Ranges, reach: int, points: dict[int, tuple[tuple[int, IoDevice], ...]], count: int
     ) -> None:
-        self.ranges = ranges
+        self.bases, self.sizes, self.devices = ranges
+        self.reach = reach
+        """No range is longer than this."""
         self.points = points
-        self.bases = [base for base, _, _ in ranges]
-        self.reach = max((size for _, size, _ in ranges), default=0)
+        self.count = count
 
-    def __len__(self) -> int:
-        return len(self.ranges) + sum(map(len, self.points.values()))
+    def copy(self) -> _Ranges:
+        """The ranges, to be changed."""
+        return self.bases.copy(), self.sizes.copy(), self.devices.copy()
 
 
 class IoBus:
@@ -48,51 +54,67 @@ class IoBus:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._tables = _Tables((), {})
+        self._tables = _Tables(([], [], []), 0, {}, 0)
 
     def __len__(self) -> int:
-        return len(self._tables)
+        return self._tables.count
 
     def _room(self) -> _Tables:
         tables = self._tables
-        if len(tables) >= NR_IOBUS_DEVS:
+        if tables.count >= NR_IOBUS_DEVS:
             raise OSError(errno.ENOSPC, f"the {self.name} bus is full: it has {NR_IOBUS_DEVS} devices")
         return tables
 
     def register(self, addr: int, size: int, device: IoDevice) -> None:
         """Put a device on [addr, addr + size); ENOSPC."""
         tables = self._room()
-        ranges = sorted((*tables.ranges, (addr, size, device)), key=lambda entry: entry[0])
-        self._tables = _Tables(tuple(ranges), tables.points)
+        bases, sizes, devices = ranges = tables.copy()
+        index = bisect_right(bases, addr)
+        bases.insert(index, addr)
+        sizes.insert(index, size)
+        devices.insert(index, device)
+        self._tables = _Tables(ranges, max(tables.reach, size), tables.points, tables.count + 1)
 
     def register_point(self, addr: int, size: int, device: IoDevice) -> None:
         """Put a device on accesses that start at ``addr`` and have ``size`` bytes (0: any); ENOSPC."""
         tables = self._room()
         points = dict(tables.points)
         points[addr] = (*points.get(addr, ()), (size, device))
-        self._tables = _Tables(tables.ranges, points)
+        ranges = tables.bases, tables.sizes, tables.devices
+        self._tables = _Tables(ranges, tables.reach, points, tables.count + 1)
 
     def unregister(self, device: IoDevice) -> None:
-        """Take a device off wherever it is."""
+        """Take a device off its one place."""
         tables = self._tables
-        ranges = tuple(entry for entry in tables.ranges if entry[2] is not device)
-        points = {
-            addr: left
-            for addr, entries in tables.points.items()
-            if (left := tuple(entry for entry in entries if entry[1] is not device))
-        }
-        self._tables = _Tables(ranges, points)
+        # From the end: what came last goes first, and is mostly there.
+        for index in range(len(tables.devices) - 1, -1, -1):
+            if tables.devices[index] is device:
+                ranges = tables.copy()
+                for column in ranges:
+                    del column[index]
+                self._tables = _Tables(ranges, max(ranges[1], default=0), tables.points, tables.count - 1)
+                return
+        for addr, entries in tables.points.items():
+            left = tuple(entry for entry in entries if entry[1] is not device)
+            if len(left) != len(entries):
+                points = {**tables.points, addr: left}
+                if not left:
+                    del points[addr]
+                ranges = tables.bases, tables.sizes, tables.devices
+                self._tables = _Tables(ranges, tables.reach, points, tables.count - 1)
+                return
 
     def write(self, vcpu: Any, addr: int, size: int, value: int) -> bool:
         """Offer a write to the devices; False if userspace has to take it."""
         tables = self._tables
-        for length, device in tables.points.get(addr, ()):
-            if length in (0, size) and device.write(vcpu, addr, size, value):
-                return True
+        if tables.points:
+            for length, device in tables.points.get(addr, ()):
+                if length in (0, size) and device.write(vcpu, addr, size, value):
+                    return True
         index = bisect_right(tables.bases, addr) - 1
         while index >= 0:
-            base, length, device = tables.ranges[index]
-            if addr + size <= base + length and device.write(vcpu, addr, size, value):
+            base = tables.bases[index]
+            if addr + size <= base + tables.sizes[index] and tables.devices[index].write(vcpu, addr, size, value):
                 return True
             if addr - base >= tables.reach:
                 return False
@@ -104,9 +126,9 @@ class IoBus:
         tables = self._tables
         index = bisect_right(tables.bases, addr) - 1
         while index >= 0:
-            base, length, device = tables.ranges[index]
-            if addr + size <= base + length:
-                value = device.read(vcpu, addr, size)
+            base = tables.bases[index]
+            if addr + size <= base + tables.sizes[index]:
+                value = tables.devices[index].read(vcpu, addr, size)
                 if value is not None:
                     return value
             if addr - base >= tables.reach:

@@ -8,6 +8,7 @@ into a memfd and maps it, so that every statistics fd reads the live values, and
 from __future__ import annotations
 
 from ctypes import sizeof
+from functools import cache
 from typing import Final
 
 from anykvm.uapi import constants as c
@@ -61,9 +62,10 @@ VCPU_IRQ_INJECTIONS: Final = 9
 FIRST_ARCH_STAT: Final = len(VCPU_STATS)
 
 
-def counters(names: tuple[str, ...]) -> tuple[_Descriptor, ...]:
-    """Describe an architecture's own cumulative counters."""
-    return tuple((name, _COUNT, 0) for name in names)
+@cache
+def vcpu_stats(names: tuple[str, ...]) -> tuple[_Descriptor, ...]:
+    """Describe a vCPU's statistics: common ones, then the architecture's own cumulative counters."""
+    return VCPU_STATS + tuple((name, _COUNT, 0) for name in names)
 
 
 class Stats:

@@ -18,7 +18,7 @@ from anykvm.uapi.structs import KvmSignalMask
 
 from .handles import KvmFile
 from .ladder import Ladder
-from .stats import SIGNAL_EXITS, VCPU_STATS, Stats, counters
+from .stats import SIGNAL_EXITS, Stats, vcpu_stats
 
 if TYPE_CHECKING:
     from .vm import Vm
@@ -83,7 +83,7 @@ class Vcpu:
         self.memfd = -1
         self.fd_errno = 0
         self.run: KvmRun
-        self.stats = Stats(self.services, f"kvm-{vm.pid}/vcpu-{vcpu_id}", VCPU_STATS + counters(self.hooks.vcpu_stats))
+        self.stats = Stats(self.services, f"kvm-{vm.pid}/vcpu-{vcpu_id}", vcpu_stats(self.hooks.vcpu_stats))
 
     def free(self) -> None:
         """Give the structure back, with what is inside it."""
@@ -250,9 +250,27 @@ class VcpuFile(KvmFile):
                     return vcpu.run_ioctl(arg)
                 return vcpu.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
         finally:
-            self._entered.pop()
-            if self.closed and not self._entered:
-                self._drop()
+            self._leave()
+
+    def map(self, length: int) -> memoryview:
+        """Give the first ``length`` bytes of the run page to userspace; EINVAL, EBADF.
+
+        It is the mapping the core has itself, which lasts as long as anyone holds a view of it.
+        """
+        self._entered.append(None)
+        try:
+            if self.closed:
+                raise OSError(errno.EBADF, f"the fd of vCPU {self.vcpu.vcpu_id} is closed")
+            if not 0 < length <= len(self.vcpu.page):
+                raise OSError(errno.EINVAL, f"{length} bytes of a vCPU cannot be mapped")
+            return self.vcpu.page[:length]
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
+        self._entered.pop()
+        if self.closed and not self._entered:
+            self._drop()
 
     def release(self) -> None:
         """Drop the VM reference, unless an ioctl is in progress, which then does it."""

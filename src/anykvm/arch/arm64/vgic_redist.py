@@ -118,6 +118,8 @@ class Redistributors:
             raise OSError(errno.EINVAL, f"there is no room for a redistributor at {base:#x}")
         io = RedistributorIo(chip.vgic, cpu, base)
         chip.arch.vm.mmio_bus.register(base, KVM_VGIC_V3_REDIST_SIZE, io)
+        if region.cpus:
+            region.cpus[-1].rd_last = False
         region.cpus.append(cpu)
         self._io[cpu] = io
         self._mark_last()
@@ -142,8 +144,6 @@ class Redistributors:
         # GICR_TYPER.Last: the guest stops there when it walks a range of adjacent regions.
         starts = {region.base for region in self.regions if region.cpus}
         for region in self.regions:
-            for cpu in region.cpus:
-                cpu.rd_last = False
             if region.cpus:
                 full = region.count == len(region.cpus)
                 region.cpus[-1].rd_last = not (full and region.base + region.size() in starts)
