@@ -43,6 +43,7 @@ void a64_apply(struct cpu *c, const struct op *op)
         break;
     }
     case OP_PROTECT:
+    case OP_RETRANSLATE:
         break;
     case OP_FLUSH_CODE:
         tb_flush_aarch64(c->cs);

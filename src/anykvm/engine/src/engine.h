@@ -67,7 +67,7 @@ struct region {
 };
 
 /* Maintenance another cpu asks for: done at a block boundary, or at once by a cpu that is itself waiting for others. */
-enum op_kind { OP_FLUSH, OP_FLUSH_PAGE, OP_INVALIDATE, OP_PROTECT, OP_FLUSH_CODE };
+enum op_kind { OP_FLUSH, OP_FLUSH_PAGE, OP_INVALIDATE, OP_PROTECT, OP_RETRANSLATE, OP_FLUSH_CODE };
 struct op {
     enum op_kind kind;
     uint64_t addr, arg;

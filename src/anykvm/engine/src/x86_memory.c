@@ -70,6 +70,9 @@ void x86_apply(struct cpu *c, const struct op *op)
                     drop_page(c, r, page);
         }
         break;
+    case OP_RETRANSLATE:
+        tb_invalidate_phys_range_x86_64(c->uc, op->addr, op->addr + op->arg);
+        break;
     case OP_FLUSH_CODE:
         tb_flush_x86_64(c->cs);
         break;
@@ -105,7 +108,7 @@ void __wrap_tlb_protect_code_x86_64(void *uc, uint64_t ram)
     struct region *r = region_of_ram(c, ram);
 
     if (r && !r->own[(ram - r->ram) / GUEST_PAGE]) {
-        struct op op = {OP_INVALIDATE, (uint64_t)(r->hva + ((ram - r->ram) & ~(GUEST_PAGE - 1))), GUEST_PAGE};
+        struct op op = {OP_RETRANSLATE, ram & ~(GUEST_PAGE - 1), GUEST_PAGE};
 
         /* Its bytes were read unwatched: watch, and translate again. */
         x86_protect_code(c, ram);
