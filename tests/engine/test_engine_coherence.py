@@ -68,6 +68,21 @@ def test_atomics_are_atomic_across_cpus(board, runner):
     assert b.word(COUNTER) == n * cpus
 
 
+def test_an_exclusive_store_to_a_device(board):
+    b = board("count")
+    c = b.cpu(pc=RAM + 0x1000, x0=0x900_0000)
+    value, events = 41, []
+    while (event := c.run(value))[0] != Event.HVC:
+        events.append(event)
+    assert events[0] == (Event.MMIO_READ, 0x900_0000, 8, 0)
+    assert events[-1] == (Event.MMIO_WRITE, 0x900_0000, 8, 42)
+    assert c.gpr[4] == 0
+    assert c.gpr[3] == 42
+    c.pc, c.gpr[0], c.gpr[1], c.gpr[2] = RAM, RAM + COUNTER, 1000, 0
+    assert c.run()[0] == Event.HVC
+    assert b.word(COUNTER) == 1000
+
+
 @pytest.mark.parametrize("whole", [0, 1], ids=["ic ivau", "ic iallu"])
 def test_a_guest_patches_its_own_code(board, whole):
     b = board("patch")

@@ -19,3 +19,10 @@ plain:
     subs x1, x1, #1
     b.ne plain
     hvc #2
+    .balign 4096
+    .global device              // +0x1000: an exclusive pair on a device
+device:
+    ldxr x3, [x0]
+    add x3, x3, #1
+    stxr w4, x3, [x0]
+    hvc #3

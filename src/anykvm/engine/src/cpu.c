@@ -54,6 +54,11 @@ static void *mapping(void *uc, uint64_t pa)
 /* At a block boundary: do what others asked for; true when the guest must be left. */
 bool cpu_attention(struct cpu *c)
 {
+    if (c->alone) {
+        /* One instruction, and out at the start of the block after it. */
+        cpu_force_exit(c);
+        return c->alone++ > 1;
+    }
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&c->pending, memory_order_relaxed))
         cpu_drain(c);
@@ -126,6 +131,8 @@ static void guest_main(void *arg)
         FIELD(c->uc, UC_INVALID_ERROR, int32_t) = 0;
         FIELD(c->uc, UC_SIZE_RECUR_MEM, int32_t) = 0;
         c->fill.active = false;
+        if (c->alone)
+            FIELD(c->cs, CS_CFLAGS_NEXT, uint32_t) = CF_ALONE;
         if (c->x86.raise >= 0 && !c->abandon) {
             FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = c->x86.raise;
             FIELD(c->env, X86_ERROR_CODE, int32_t) = c->x86.raise_error < 0 ? 0 : c->x86.raise_error;
@@ -134,6 +141,7 @@ static void guest_main(void *arg)
         }
         r = c->m->target->exec(c->uc, c->cs);
         c->fill.active = false;
+        c->alone = 0;
         if (c->abandon) {
             c->abandon = false;
             cpu_park(c, EV_ABANDONED, 0, 0, 0);
@@ -147,6 +155,9 @@ static void guest_main(void *arg)
             cpu_park(c, kind, 0, 0, 0);
         } else if (r == EXCP_DEBUG) {
             cpu_park(c, EV_BREAK, 0, 0, 0);
+        } else if (r == EXCP_ATOMIC) {
+            /* An atomic access the host has no instruction for: split, or to a device. */
+            cpu_park(c, EV_EXCLUSIVE, 0, 0, 0);
         } else if (r == EXCP_INTERRUPT || r == EXCP_YIELD) {
             if (atomic_exchange(&c->kicked, 0))
                 cpu_park(c, EV_KICK, 0, 0, 0);
@@ -268,22 +279,33 @@ int cpu_materialise(struct cpu *c)
     return 0;
 }
 
+static void go(struct cpu *c)
+{
+    if (c->generation != atomic_load(&c->m->generation) && sync_regions(c)) {
+        c->ev = (struct event){EV_ERROR, UC_ERR_NOMEM, 0, 0};
+        return;
+    }
+    if (atomic_load(&c->pending))
+        cpu_drain(c);
+    if (atomic_load(&c->kicked) || c->flush_code)
+        cpu_force_exit(c);
+    coroutine_switch(&c->co);
+}
+
 /* Let the coroutine go until it parks. */
 void cpu_resume(struct cpu *c)
 {
     uint64_t begin = monotonic_ns();
 
     machine_enter(c->m, c);
-    if (c->generation != atomic_load(&c->m->generation) && sync_regions(c)) {
-        c->ev = (struct event){EV_ERROR, UC_ERR_NOMEM, 0, 0};
-    } else {
-        if (atomic_load(&c->pending))
-            cpu_drain(c);
-        if (atomic_load(&c->kicked) || c->flush_code)
-            cpu_force_exit(c);
-        coroutine_switch(&c->co);
-    }
+    go(c);
     atomic_store(&c->in_guest, 0);
+    if (c->ev.kind == EV_EXCLUSIVE) {
+        machine_pause(c->m);
+        c->alone = 1;
+        go(c);
+        machine_resume(c->m);
+    }
     c->guest_ns += monotonic_ns() - begin;
 }
 

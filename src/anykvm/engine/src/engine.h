@@ -45,6 +45,7 @@ enum event_kind {
     /* Never seen by Python. */
     EV_PAUSED,
     EV_ABANDONED,
+    EV_EXCLUSIVE,
 };
 
 struct event {
@@ -164,6 +165,7 @@ struct cpu {
         bool active, nonram;
     } fill;
     bool fetch_fault;
+    int alone;                  /* 1: the next instruction runs with every other cpu stopped; 2: it has begun */
 
     struct region *regions;     /* this cpu's copy of the machine's map */
     int nregions, last_region;

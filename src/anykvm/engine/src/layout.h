@@ -32,6 +32,7 @@
 
 /* CPUState */
 #define CS_EXIT_REQUEST 21
+#define CS_CFLAGS_NEXT 24
 #define CS_STOP 17
 #define CS_STOPPED 18
 #define CS_INTERRUPT_REQUEST 28
@@ -68,6 +69,7 @@
 
 /* What never differs between targets. */
 #define CF_PARALLEL 0x80000u
+#define CF_ALONE (1u | 0x8000u) /* one instruction, not chained to the next */
 #define EXCP_INTERRUPT 0x10000
 #define EXCP_HLT 0x10001
 #define EXCP_DEBUG 0x10002

@@ -23,8 +23,10 @@ static void translate_parallel(struct cpu *c, void *tb, int max_insns)
 
     c->exit_label = NULL;
     c->n_blocks++;
-    *cflags |= CF_PARALLEL;
-    *tcg_cflags |= CF_PARALLEL;
+    if (!c->alone) {
+        *cflags |= CF_PARALLEL;
+        *tcg_cflags |= CF_PARALLEL;
+    }
     TARGET_REAL(gen_intermediate_code)(c->cs, tb, max_insns);
     /* Lookups compare the flags and know nothing of this one. */
     *cflags = saved;
@@ -44,6 +46,8 @@ void TARGET_WRAP(tcg_gen_callN)(void *tcg, void *func, void *ret, int nargs, voi
         TARGET_REAL(tcg_gen_callN)(tcg, func, ret, nargs, args);
         return;
     }
+    if (c->alone)
+        return;
     env = (char *)tcg + FIELD(tcg, TARGET_TCG_CPU_ENV, intptr_t);
     temp = TARGET(tcg_temp_new_internal)(tcg, TCG_TYPE_I32, false);
     c->exit_label = TARGET(gen_new_label)(tcg);
