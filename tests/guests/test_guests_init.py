@@ -123,6 +123,12 @@ def test_exec_of_nothing(picture: Picture) -> None:
     assert transcript.results == ()
 
 
+def test_the_shell_can_power_off_though_there_is_no_init(picture: Picture) -> None:
+    picture.program("setsid", f'read -r line < "$ENV"; echo "$line" >> {picture.root}/log')
+    picture.run("quiet")
+    assert "alias poweroff='poweroff -f' halt='poweroff -f' reboot='reboot -f'" in picture.log
+
+
 def test_the_shell_is_what_one_gets_unasked(picture: Picture) -> None:
     assert picture.run("quiet") == "anykvm-ready shell 12.34\nanykvm-poweroff 12.34\n"
     assert picture.log[-3:] == ["busybox --install -s", "setsid cttyhack sh", "poweroff -f"]

@@ -59,6 +59,14 @@ def test_a_shell_script_through_a_pipe(guest: Guest) -> None:
     assert any(line.startswith("anykvm-poweroff") for line in lines)
 
 
+@pytest.mark.parametrize(("typed", "status"), [("poweroff", ""), ("halt", ""), ("reboot", "the guest rebooted")])
+def test_what_a_person_types_to_end_it(guest: Guest, typed: str, status: str) -> None:
+    done = anykvm("boot", "arm64", "--no-reboot", "--append", "quiet", script=f"{typed}\necho still here\n")
+    assert done.returncode == 0, done.stderr
+    assert "anykvm-poweroff" not in done.stdout  # the shell did not just come to its end
+    assert status in done.stderr
+
+
 def test_a_reboot_is_real(guest: Guest, tmp_path: Path) -> None:
     # The kernel command line is the same again: what differs is the disk.
     script = "head -c 5 /dev/vda | grep -q again && poweroff -f; printf again > /dev/vda; sync; reboot -f\n"

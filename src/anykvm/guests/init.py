@@ -168,8 +168,10 @@ exec)
     ;;
 shell)
     busybox --install -s
+    # Without -f they would ask an init that is not there; and a halted machine stands still until someone ends it.
+    echo "alias poweroff='poweroff -f' halt='poweroff -f' reboot='reboot -f'" > /run/anykvm.rc
     cd /root
-    setsid cttyhack sh
+    ENV=/run/anykvm.rc setsid cttyhack sh
     ;;
 *)
     echo "anykvm-error anykvm.run=$mode is not one of shell poweroff hackbench exec"
