@@ -84,9 +84,8 @@ def test_architectures_are_names() -> None:
 
 
 def test_the_package_gives_the_apis_names() -> None:
-    assert sorted(anykvm.__all__) == sorted(anykvm.api.__all__)
-    assert all(getattr(anykvm, name) is getattr(anykvm.api, name) for name in anykvm.__all__)
-    assert set(anykvm.__all__) <= set(dir(anykvm))
+    assert all(getattr(anykvm, name) is getattr(anykvm.api, name) for name in anykvm.api.__all__)
+    assert set(anykvm.api.__all__) <= set(dir(anykvm))
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         anykvm.nothing  # noqa: B018
 
