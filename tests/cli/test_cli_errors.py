@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from vmm_fakes import make_image, write_image
 from anykvm.cli import check, debian, main, messages, timing
 
 RUNNER = Path(__file__).with_name("cli_fake_run.py")
-COMMAND = [sys.executable, "-c", "from anykvm.cli.main import main; main()"]
+COMMAND = [sys.executable, "-c", "from anykvm.cli.start import main; main()"]
 
 
 @pytest.fixture(autouse=True)
@@ -173,6 +174,21 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     done = subprocess.run([*COMMAND, "boot", "--help"], stdout=sink, stderr=subprocess.PIPE, check=False, timeout=60)
     os.close(sink)
     assert done.returncode == 1
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_ctrl_c_while_modules_are_imported_is_no_traceback(tmp_path: Path, ignored: bool) -> None:
+    (tmp_path / "click.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise SystemExit(7)\n")
+    done = subprocess.run(
+        COMMAND,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.SIG_DFL),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == (7 if ignored else -signal.SIGINT)
     assert done.stderr == b""
 
 

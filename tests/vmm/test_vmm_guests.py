@@ -13,7 +13,7 @@ import pytest
 from anykvm.guests import Guest, GuestError, installed, pull
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(240)]
-COMMAND = [sys.executable, "-c", "from anykvm.cli.main import main; main()"]
+COMMAND = [sys.executable, "-c", "from anykvm.cli.start import main; main()"]
 
 
 @pytest.fixture(scope="module")

@@ -123,8 +123,3 @@ def _failed(error: Exception) -> int:
             hint = "" if messages.verbose else " (a bug in anykvm; -v shows where)"
             messages.error(f"{type(error).__name__}: {error}".replace("\n", " ") + hint)
             return EXIT_INTERNAL
-
-
-def main() -> None:
-    """The ``anykvm`` script."""
-    sys.exit(run())
