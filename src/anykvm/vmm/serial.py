@@ -3,22 +3,17 @@
 
 Source: ARM DDI 0183G, PrimeCell UART (PL011) Technical Reference Manual, chapter 3. Revision r1p5, with FIFOs of 32
 characters. Not there: DMA, modem lines that change, loopback, line errors, baud rates (characters take no time).
-
-Output is collected here and taken in chunks by whoever shows it (:meth:`Pl011.take`); the first character after that
-calls ``wake``. If nobody takes it, the transmit FIFO is full to the guest, which then waits, as with a slow terminal.
-
-Input is handed to the guest only when its driver has had the receive interrupt enabled for some milliseconds. Linux
-enables it for a moment and empties the FIFO when it opens the port: what was typed, or piped in, before that would be
-lost otherwise.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable
-from threading import Condition
 from typing import Final
+
+from .serial_port import INPUT_LIMIT, OUTPUT_LIMIT, SerialPort
+
+__all__ = ["INPUT_LIMIT", "OUTPUT_LIMIT", "Pl011"]
 
 DR: Final = 0x00
 RSR: Final = 0x04
@@ -51,14 +46,6 @@ FIFO_SIZE: Final = 32
 _RX_TRIGGERS: Final = (4, 8, 16, 24, 28)  # of 32, by IFLS.RXIFLSEL: 1/8, 1/4, 1/2, 3/4, 7/8
 _ID: Final = bytes((0x11, 0x10, 0x34, 0x00, 0x0D, 0xF0, 0x05, 0xB1))
 
-OUTPUT_LIMIT: Final = 1 << 16
-"""Characters kept for a slow reader before the transmit FIFO is full."""
-_OUTPUT_HARD_LIMIT: Final = OUTPUT_LIMIT + 4096  # for writers that do not look at the flag
-INPUT_LIMIT: Final = 1 << 12
-"""Characters kept for a slow guest before no more are wanted."""
-_SETTLE: Final = 0.02  # seconds
-_FULL_PAUSE: Final = 0.01  # seconds a vCPU sleeps when it looks at a full FIFO, instead of spinning
-
 # Registers that keep what is written: offset, mask, value after reset.
 _STORED: Final = {
     ILPR: (0xFF, 0),
@@ -69,30 +56,18 @@ _STORED: Final = {
 }
 
 
-class Pl011:
-    """The registers.
-
-    `set_irq` gets the level of the interrupt line; `wake` is called when there is output to take, or room for input;
-    `clock` gives seconds.
-    """
+class Pl011(SerialPort):
+    """The registers."""
 
     def __init__(
         self, set_irq: Callable[[bool], None], wake: Callable[[], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._set_irq = set_irq
-        self._wake = wake
-        self._clock = clock
-        self._listening: float | None = None
-        self._lock = Condition()
+        super().__init__(set_irq, wake, clock)
         self._stored = {offset: initial for offset, (_, initial) in _STORED.items()}
         self._lcr_h = 0
         self._ifls = 0x12
         self._imsc = 0
         self._ris = 0
-        self._line = False
-        self._output = bytearray()
-        self._fifo: deque[int] = deque()
-        self._input = bytearray()
 
     # The guest's side.
 
@@ -143,12 +118,10 @@ class Pl011:
             self._update()
 
     def _flags(self) -> int:
-        if len(self._output) >= OUTPUT_LIMIT:
-            with self._lock:
-                self._lock.wait_for(lambda: len(self._output) < OUTPUT_LIMIT, _FULL_PAUSE)
+        full = self._is_full()
         level = len(self._fifo)
         flags = FR_CTS_DSR_DCD
-        flags |= FR_TXFF if len(self._output) >= OUTPUT_LIMIT else FR_TXFE
+        flags |= FR_TXFF if full else FR_TXFE
         if level == 0:
             flags |= FR_RXFE
         elif level >= self._depth():
@@ -160,12 +133,7 @@ class Pl011:
 
     def _send_character(self, character: int) -> None:
         with self._lock:
-            output = self._output
-            if len(output) < _OUTPUT_HARD_LIMIT:
-                output.append(character)
-            if len(output) == 1:
-                self._wake()
-            if len(output) < OUTPUT_LIMIT and not self._ris & INT_TX:
+            if self._put(character) and not self._ris & INT_TX:
                 self._ris |= INT_TX
                 self._update()
 
@@ -187,68 +155,15 @@ class Pl011:
 
     def _set_mask(self, mask: int) -> None:
         self._imsc = mask
-        if not mask & (INT_RX | INT_RT):
-            self._listening = None
-        elif self._listening is None:
-            self._listening = self._clock()
-            if self._input:
-                self._wake()
+        self._listen(bool(mask & (INT_RX | INT_RT)))
 
-    def _refill(self) -> None:
-        """Move input into the FIFO; the receive timeout (32 bit times) is over at once."""
-        if self._listening is None or self._clock() - self._listening < _SETTLE:
-            return
-        count = min(self._depth() - len(self._fifo), len(self._input))
-        if count > 0:
-            self._fifo.extend(self._input[:count])
-            del self._input[:count]
-            self._ris |= INT_RT
-            if len(self._fifo) >= self._trigger():
-                self._ris |= INT_RX
-            if len(self._input) < INPUT_LIMIT <= len(self._input) + count:
-                self._wake()
+    def _arrived(self) -> None:
+        self._ris |= INT_RT
+        if len(self._fifo) >= self._trigger():
+            self._ris |= INT_RX
 
-    def _update(self) -> None:
-        line = bool(self._ris & self._imsc)
-        if line != self._line:
-            self._line = line
-            self._set_irq(line)
+    def _emptied(self) -> None:
+        self._ris |= INT_TX
 
-    # The other end of the line.
-
-    def take(self) -> bytes:
-        """All output there is; empty if there is none."""
-        with self._lock:
-            taken = bytes(self._output)
-            self._output.clear()
-            if len(taken) >= OUTPUT_LIMIT:
-                self._ris |= INT_TX
-                self._update()
-                self._lock.notify_all()
-            return taken
-
-    def room(self) -> int:
-        """How many characters of input are wanted."""
-        return max(INPUT_LIMIT - len(self._input), 0)
-
-    def waiting(self) -> int:
-        """How many characters of input the guest has not read yet."""
-        return len(self._input) + len(self._fifo)
-
-    def receive(self, data: bytes) -> None:
-        """Input for the guest; what is more than :meth:`room` is kept all the same."""
-        with self._lock:
-            self._input += data
-            self._refill()
-            self._update()
-
-    def deliver(self) -> float | None:
-        """Hand over input that had to wait; returns the seconds after which to call again, if that may do more."""
-        if not self._input or self._listening is None:
-            return None
-        with self._lock:
-            self._refill()
-            self._update()
-            since = self._listening
-        left = 0.0 if since is None else since + _SETTLE - self._clock()
-        return left if left > 0 else None
+    def _interrupts(self) -> bool:
+        return bool(self._ris & self._imsc)
