@@ -27,6 +27,7 @@ _IMAGE_ALIGN: Final = 2 * MIB
 
 # What else a kernel file may be: (offset, bytes, what it is). The first that fits names it.
 _FOREIGN: Final = (
+    (0x38, _MAGIC, "an arm64 Image"),
     (0x30, b"RISCV\0", "a riscv Image"),
     (0x202, b"HdrS", "an x86 bzImage"),
     (0x24, b"\x18\x28\x6f\x01", "an arm (32-bit) zImage"),
@@ -66,6 +67,8 @@ class Content:
     """What it is to a person: ``kernel``, ``initrd``."""
     size: int
     unpacked: bytes | None = None
+    offset: int = 0
+    """Where in the file it starts."""
 
     def load(self, view: memoryview) -> None:
         """Fill `view`, `size` bytes of guest memory; ``VmmError`` if the file has become shorter or unreadable."""
@@ -74,6 +77,7 @@ class Content:
             return
         try:
             with self.path.open("rb", buffering=0) as stream:
+                stream.seek(self.offset)
                 done = 0
                 while done < self.size and (count := stream.readinto(view[done:])):
                     done += count
@@ -108,12 +112,12 @@ class Layout:
 
 def find_file(path: Path, what: str) -> Content:
     """A file to load, whole; ``VmmError`` says in one line why it cannot be had."""
-    _head(path, what)
+    read_head(path, what)
     return Content(path, what, path.stat().st_size)
 
 
-def _head(path: Path, what: str, size: int = 0) -> bytes:
-    """The first `size` bytes of a file, or all of it if `size` is negative."""
+def read_head(path: Path, what: str, size: int = 0) -> bytes:
+    """The first `size` bytes of a file, or all of it if `size` is negative; ``VmmError`` as :func:`find_file`."""
     try:
         if path.is_dir():
             raise VmmError(f"{what} {path} is a directory: give a file with --{what}")
@@ -132,17 +136,17 @@ def _head(path: Path, what: str, size: int = 0) -> bytes:
 
 def load_kernel(path: Path) -> KernelImage:
     """The kernel at `path`: a raw Image, one packed with gzip, or an EFI zboot image around one (gzip or xz)."""
-    head = _head(path, "kernel", _HEAD_SIZE)
+    head = read_head(path, "kernel", _HEAD_SIZE)
     packed = _is_packed(head)
     if packed:
-        data = _unpack(path, _head(path, "kernel", -1))
+        data = _unpack(path, read_head(path, "kernel", -1))
         head, size = data[:_HEAD_SIZE], len(data)
         content = Content(path, "kernel", size, data)
     else:
         content = find_file(path, "kernel")
         size = content.size
     if len(head) < _HEADER_SIZE or head[56:60] != _MAGIC:
-        raise VmmError(f"kernel {path} is {_describe(head)}: {_WANTED}")
+        raise VmmError(f"kernel {path} is {describe(head)}: {_WANTED}")
     text_offset, image_size, flags = struct.unpack_from("<QQQ", head, 8)
     if image_size == 0:
         text_offset, image_size = _OLD_TEXT_OFFSET, size
@@ -218,7 +222,8 @@ def _bounded(decompressor: object, data: bytes) -> bytes:
     return unpacked
 
 
-def _describe(data: bytes) -> str:
+def describe(data: bytes) -> str:
+    """What a file that is not a kernel for this machine is instead, by its first bytes, for a message."""
     if not data:
         return "an empty file"
     if data.startswith(b"\x7fELF") and len(data) >= 20:
