@@ -204,6 +204,14 @@ def test_signal_handlers_run_on_the_main_thread(board):
         signal.signal(signal.SIGALRM, old)
     c.kick()
     assert c.run()[0] == Event.KICK  # it goes on where it stood
+    seen = []
+    old = signal.signal(signal.SIGALRM, lambda number, frame: seen.append(number))
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        assert c.run()[0] == Event.SIGNAL
+        assert seen == [signal.SIGALRM]
+    finally:
+        signal.signal(signal.SIGALRM, old)
     pid = os.fork()
     if pid == 0:
         signal.signal(signal.SIGALRM, alarm)

@@ -52,5 +52,7 @@ class Event(IntEnum):
     """``want_window`` is set and the guest can take an interrupt now."""
     SHUTDOWN = 19
     """A triple fault."""
+    SIGNAL = 20
+    """On Python's main thread: a signal came, and its handler has run."""
     HLT = 8
     """x86's name for :attr:`WFI`."""

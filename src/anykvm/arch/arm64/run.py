@@ -36,6 +36,7 @@ _HVC: Final = int(Event.HVC)
 _SMC: Final = int(Event.SMC)
 _WFI: Final = int(Event.WFI)
 _FETCH: Final = int(Event.FETCH)
+_SIGNAL: Final = int(Event.SIGNAL)
 
 
 def vcpu_run(vcpu: Vcpu) -> int:
@@ -92,6 +93,8 @@ def vcpu_run(vcpu: Vcpu) -> int:
             values[stats.HVC_EXIT] += 1
             if not (smccc.call(arch) if kind == _HVC else smccc.smc(arch, a)):
                 return 0
+        elif kind == _SIGNAL:
+            vcpu.signal_pending = arch.attention = True
         elif kind == _FETCH:
             if not _fetch_abort(arch):
                 return 0

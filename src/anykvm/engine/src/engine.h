@@ -42,6 +42,7 @@ enum event_kind {
     EV_IRQ_ACK,
     EV_IRQ_WINDOW,
     EV_SHUTDOWN,
+    EV_SIGNAL,
     /* Never seen by Python. */
     EV_PAUSED,
     EV_ABANDONED,
@@ -236,6 +237,7 @@ int machine_type_init(PyObject *module);
 
 /* signals.c */
 int signals_init(void);
+bool signals_arrived(void);
 bool signals_watch(struct cpu *c);
 void signals_unwatch(struct cpu *c);
 

@@ -68,7 +68,7 @@ PyMODINIT_FUNC PyInit__engine(void)
     if (find_main_thread())
         return NULL;
     if (signals_init())
-        return PyErr_NoMemory();
+        return PyErr_Occurred() ? NULL : PyErr_NoMemory();
     module = PyModule_Create(&definition);
     if (!module)
         return NULL;

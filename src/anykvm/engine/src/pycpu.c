@@ -78,6 +78,10 @@ static PyObject *cpu_run(struct cpu *c, PyObject *const *args, Py_ssize_t nargs)
             break;
         if (atomic_exchange(&c->ticked, 0) && PyErr_CheckSignals())
             goto done;
+        if (watched && signals_arrived()) {
+            c->ev = (struct event){EV_SIGNAL, 0, 0, 0};
+            break;
+        }
     }
     c->n_exits++;
     if (c->ev.kind == EV_KICK)

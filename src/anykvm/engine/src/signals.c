@@ -1,8 +1,26 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* Python's signal handlers run on its main thread only: a guest that runs there comes out 50 times a second for them. */
+#define _GNU_SOURCE
 #include "engine.h"
 
+#include <fcntl.h>
 #include <time.h>
+#include <unistd.h>
+
+/* Python writes a byte here for each signal, unless the program uses that facility itself. */
+static int arrivals[2] = {-1, -1};
+static bool counting;
+static PyObject *set_wakeup_fd; /* signal.set_wakeup_fd(fd) -> the one before */
+
+static int wake_up_at(int fd)
+{
+    PyObject *r = PyObject_CallFunction(set_wakeup_fd, "i", fd);
+    long old = r ? PyLong_AsLong(r) : -1;
+
+    Py_XDECREF(r);
+    PyErr_Clear();
+    return (int)old;
+}
 
 /* The cpu in run() on the main thread. */
 static struct cpu *_Atomic main_cpu;
@@ -41,7 +59,26 @@ static void after_fork(void)
 
 int signals_init(void)
 {
+    PyObject *module = PyImport_ImportModule("signal");
+
+    set_wakeup_fd = module ? PyObject_GetAttrString(module, "set_wakeup_fd") : NULL;
+    Py_XDECREF(module);
+    if (!set_wakeup_fd)
+        return -1;
+    if (pipe2(arrivals, O_NONBLOCK | O_CLOEXEC))
+        return -1;
     return pthread_atfork(NULL, NULL, after_fork);
+}
+
+/* Whether a signal with a Python handler came since signals_watch(). */
+bool signals_arrived(void)
+{
+    char bytes[64];
+    bool any = false;
+
+    while (counting && read(arrivals[0], bytes, sizeof(bytes)) > 0)
+        any = true;
+    return any;
 }
 
 /* On the main thread Python's signal handlers must get their turn while a guest runs. */
@@ -55,11 +92,19 @@ bool signals_watch(struct cpu *c)
     atomic_store(&main_cpu, c);
     pthread_cond_signal(&ticker_wake);
     pthread_mutex_unlock(&ticker_lock);
+    int other = wake_up_at(arrivals[1]);
+    counting = other == -1;
+    if (!counting)
+        wake_up_at(other);
     return true;
 }
 
 void signals_unwatch(struct cpu *c)
 {
+    signals_arrived();
+    if (counting)
+        wake_up_at(-1);
+    counting = false;
     pthread_mutex_lock(&ticker_lock);
     atomic_store(&main_cpu, NULL);
     atomic_store(&c->ticked, 0);
