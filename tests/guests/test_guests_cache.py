@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+import anykvm.guests
 from anykvm.guests import GuestError, cache_dir
 from anykvm.guests.cache import locked, remove_leftovers, staged, write_atomic
 
@@ -131,3 +134,13 @@ def test_the_lock_is_let_go_after_an_error(tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(ValueError, match="x"), locked(tmp_path):
             raise ValueError("x")
     assert capsys.readouterr().err == ""
+
+
+def test_what_is_in_the_cache_is_found_without_apt() -> None:
+    code = "import sys, anykvm.guests as g; g.installed, g.build_initramfs; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True, text=True).stdout.split()
+    assert "anykvm.guests.initramfs" in loaded
+    assert not {"subprocess", "tempfile", "lzma", "anykvm.guests.apt", "anykvm.guests.contents"} & set(loaded)
+    assert all(getattr(anykvm.guests, name) is not None for name in anykvm.guests.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'push'"):
+        anykvm.guests.push  # noqa: B018

@@ -6,7 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from anykvm.guests import Guest, build_initramfs, installed, pull
+from anykvm import guests
+from anykvm.guests import Guest, build_initramfs, installed
 
 from . import messages
 
@@ -26,7 +27,7 @@ def guest(arch: str, *, refresh: bool = False) -> Guest:
             stages.append(stage)
             messages.line(f"{stage}...")
 
-    return pull(arch, refresh=refresh, progress=progress)
+    return guests.pull(arch, refresh=refresh, progress=progress)
 
 
 def initramfs(guest: Guest) -> Path:
@@ -47,4 +48,4 @@ def _with_bar(arch: str, refresh: bool) -> Guest:
                 tasks[stage] = bar.add_task(stage, total=None)
             bar.update(tasks[stage], completed=done, total=total or None)
 
-        return pull(arch, refresh=refresh, progress=progress)
+        return guests.pull(arch, refresh=refresh, progress=progress)

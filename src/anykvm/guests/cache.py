@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +56,8 @@ def locked(root: Path, progress: Progress | None = None) -> Iterator[None]:
 
 def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
     """Writes `path` so that it is either whole or not there, also after a crash of the machine."""
+    import tempfile  # noqa: PLC0415  (slow to load, and not needed to read)
+
     with cache_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=path.parent)
@@ -78,6 +78,9 @@ def write_atomic(path: Path, chunks: Iterable[bytes]) -> None:
 @contextmanager
 def staged(final: Path) -> Iterator[Path]:
     """A temporary folder beside `final` that becomes `final` if the block ends well, and vanishes if it does not."""
+    import shutil  # noqa: PLC0415
+    import tempfile  # noqa: PLC0415
+
     with cache_errors(final.parent):
         final.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=final.parent))
@@ -96,6 +99,8 @@ def staged(final: Path) -> Iterator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what interrupted runs left in `folder`; only while the cache is locked."""
+    import shutil  # noqa: PLC0415
+
     for path in folder.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
