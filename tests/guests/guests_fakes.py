@@ -16,7 +16,9 @@ from pathlib import Path
 RELEASE = "6.1.0-1-cloud-arm64"
 KERNEL = bytes(56) + b"ARM\x64" + bytes(100)
 
-FAKE = r"""#!@PYTHON@
+# A path with a space cannot follow #!: sh begins, and Python sees a string.
+FAKE = r"""#!/bin/sh
+''''exec "@PYTHON@" "$0" "$@" # '''
 import json, os, shutil, sys, tarfile, time
 home = os.environ["FAKE_HOME"]
 program = os.path.basename(sys.argv[0])
