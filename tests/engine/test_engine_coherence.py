@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import RAM  # type: ignore[import-not-found]
+from engine_board import RAM
 
 from anykvm.engine import Event
 

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from conftest import RAM, sys  # type: ignore[import-not-found]
+from engine_board import RAM, sys
 
 from anykvm.engine import Cpu, Event, Machine
 

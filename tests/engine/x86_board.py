@@ -33,6 +33,7 @@ PML4, PDPT, PT, PD, PD32 = 0x30000, 0x31000, 0x32000, 0x34000, 0x38000
 KSTACK, STACK0, IST1, USTACK = 0x80000, 0x90000, 0xA0000, 0xB0000
 DATA = 0x100000
 DEVICE = 0xD000_0000
+TR_TYPE = 0x89
 LAST = (Event.HLT, 0, 0, 0)
 
 ES, CS, SS, DS, FS, GS, LDT, TR = range(8)
@@ -201,7 +202,7 @@ class X86Board:
         cpu.set_segment(CS, (CODE32U, 0, 0xFFFFFFFF, 0xC0FB) if user else (CODE32, 0, 0xFFFFFFFF, 0xC09B))
         for n in (ES, SS, DS, FS, GS):
             cpu.set_segment(n, (DATAU, 0, 0xFFFFFFFF, 0xC0F3) if user else (DATA0, 0, 0xFFFFFFFF, 0xC093))
-        cpu.set_segment(TR, (TSS32_SEL, TSS32, 0x2068, 0x8B))
+        cpu.set_segment(TR, (TSS32_SEL, TSS32, 0x2068, TR_TYPE))
         return cpu
 
     def long(self, *, rip: int = CODE, user: bool = False, compat: bool = False, **registers: int) -> X86Cpu:
@@ -218,7 +219,7 @@ class X86Board:
         cpu.set_segment(CS, (selector, 0, 0xFFFFFFFF, attributes))
         for n in (ES, SS, DS, FS, GS):
             cpu.set_segment(n, (DATAU, 0, 0xFFFFFFFF, 0xC0F3) if user else (DATA0, 0, 0xFFFFFFFF, 0xC093))
-        cpu.set_segment(TR, (TSS64_SEL, TSS64, 0x2068, 0x8B))
+        cpu.set_segment(TR, (TSS64_SEL, TSS64, 0x2068, TR_TYPE))
         return cpu
 
     # What a halted cpu shows.

@@ -14,11 +14,15 @@ static PyObject *set_wakeup_fd; /* signal.set_wakeup_fd(fd) -> the one before */
 
 static int wake_up_at(int fd)
 {
-    PyObject *r = PyObject_CallFunction(set_wakeup_fd, "i", fd);
-    long old = r ? PyLong_AsLong(r) : -1;
+    PyObject *type, *value, *traceback, *r;
+    long old;
 
+    /* A handler's exception may be on its way. */
+    PyErr_Fetch(&type, &value, &traceback);
+    r = PyObject_CallFunction(set_wakeup_fd, "i", fd);
+    old = r ? PyLong_AsLong(r) : -1;
     Py_XDECREF(r);
-    PyErr_Clear();
+    PyErr_Restore(type, value, traceback);
     return (int)old;
 }
 
