@@ -10,16 +10,16 @@ from setuptools import Extension, setup
 # Unicorn's functions that the engine takes the place of (src/anykvm/engine/src/*.c has a __wrap_ of each).
 WRAPPED = {
     "aarch64": """
-        gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_gen_mb cpu_ldl_code
+        cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_gen_mb cpu_ldl_code
         tlb_reset_dirty_by_vaddr tlb_set_page_with_attrs arm_cpu_tlb_fill tlb_flush_all_cpus_synced
         tlb_flush_by_mmuidx_all_cpus_synced tlb_flush_page_by_mmuidx_all_cpus_synced
     """,
     "x86_64": """
-        gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_region_reset_all
+        cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_region_reset_all
         tlb_reset_dirty_by_vaddr tlb_protect_code tlb_set_page_with_attrs x86_cpu_tlb_fill x86_stl_phys_notdirty
         tb_invalidate_phys_page_fast
         helper_inb helper_inw helper_inl helper_outb helper_outw helper_outl helper_rdmsr helper_wrmsr helper_cpuid
-        helper_read_crN helper_write_crN helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
+        helper_read_crN helper_write_crN helper_set_dr helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
     """,
 }
 

@@ -33,6 +33,8 @@ _STATE: Final = 7008
 
 _SEGMENT: Final = struct.Struct("<IxxxxQII")
 _SEGMENTS: Final = 8
+_TR: Final = 7
+_BUSY: Final = 2
 _INHIBIT_IRQ: Final = 1 << 3
 _NMI_MASKED: Final = 1 << 2
 _IF: Final = 1 << 9
@@ -95,13 +97,16 @@ class X86Cpu(_engine.X86Base):
         if not 0 <= n < _SEGMENTS:
             raise IndexError(n)
         selector, base, limit, flags = _SEGMENT.unpack_from(self._env, _SEGS + n * _SEGMENT.size)
-        return selector, base, limit, flags >> 8 & 0xFFFF
+        # The engine keeps a task register as not busy; a loaded one always is.
+        return selector, base, limit, flags >> 8 & 0xFFFF | (_BUSY if n == _TR else 0)
 
     def set_segment(self, n: int, segment: Segment) -> None:
         """Set segment ``n``; the mode follows CS and SS."""
         if not 0 <= n < _SEGMENTS:
             raise IndexError(n)
         selector, base, limit, attributes = segment
+        if n == _TR:
+            attributes &= ~_BUSY
         _SEGMENT.pack_into(
             self._env,
             _SEGS + n * _SEGMENT.size,

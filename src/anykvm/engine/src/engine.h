@@ -43,6 +43,7 @@ enum event_kind {
     EV_IRQ_WINDOW,
     EV_SHUTDOWN,
     EV_SIGNAL,
+    EV_HYPERCALL,
     /* Never seen by Python. */
     EV_PAUSED,
     EV_ABANDONED,

@@ -68,3 +68,13 @@ void TARGET_WRAP(tcg_gen_exit_tb)(void *tcg, void *tb, unsigned index)
     }
     TARGET_REAL(tcg_gen_exit_tb)(tcg, tb, index);
 }
+
+/* Where Unicorn would end the process for a state that it cannot run, the cpu ends with an error. */
+void TARGET(cpu_loop_exit)(void *cs) __attribute__((noreturn));
+void TARGET_WRAP(cpu_abort)(void *cs, const char *format, ...)
+{
+    (void)format;
+    FIELD(FIELD(cs, CS_UC, char *), UC_INVALID_ERROR, int32_t) = UC_ERR_EXCEPTION;
+    FIELD(cs, CS_EXCEPTION_INDEX, int32_t) = EXCP_INTERRUPT;
+    TARGET(cpu_loop_exit)(cs);
+}

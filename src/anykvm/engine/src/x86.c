@@ -8,10 +8,12 @@ void x86_cpu_do_interrupt_x86_64(void *cs);
 bool x86_cpu_exec_interrupt_x86_64(void *cs, int request);
 void do_interrupt_x86_hardirq_x86_64(void *env, int vector, int is_hw);
 void cpu_x86_update_cr4_x86_64(void *env, uint32_t v);
+void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 uint64_t qemu_ram_addr_from_host_x86_64(void *uc, void *ptr);
 
 #define EFLAGS_IF 0x200u
 #define NO_VECTOR 256
+#define VECTOR_UD 6
 
 static bool open_to_interrupts(struct cpu *c)
 {
@@ -64,13 +66,32 @@ static bool has_work(void *cs)
     return false;
 }
 
+/* VMCALL and VMMCALL are undefined to Unicorn. */
+static bool hypercall(struct cpu *c)
+{
+    uint64_t va = ((struct x86_segment *)(c->env + X86_SEGS))[1].base + FIELD(c->env, X86_EIP, uint64_t);
+    uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t);
+    unsigned char *at;
+
+    if ((va & (GUEST_PAGE - 1)) > GUEST_PAGE - 3)
+        return false;
+    at = tlb_vaddr_to_host_x86_64(c->env, va, ACCESS_FETCH, (hflags & X86_HF_CPL) == 3 ? 1 : 2);
+    return at && at[0] == 0x0f && at[1] == 0x01 && (at[2] == 0xc1 || at[2] == 0xd9);
+}
+
 static void on_exception(void *uc, uint32_t number, void *unused)
 {
     struct cpu *c = cpu_of_uc(uc);
 
-    (void)number, (void)unused;
+    (void)unused;
     FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
     c->fill.active = false;
+    if (number == VECTOR_UD && hypercall(c)) {
+        FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
+        FIELD(c->env, X86_EIP, uint64_t) += 3;
+        cpu_park(c, EV_HYPERCALL, 0, 0, 0);
+        return;
+    }
     x86_cpu_do_interrupt_x86_64(c->cs);
 }
 

@@ -147,7 +147,9 @@ void __wrap_helper_wrmsr_x86_64(void *env)
     uint64_t v = (uint32_t)regs[RAX] | regs[RDX] << 32;
 
     if (x86_native_msr(index)) {
-        if (!x86_msr_value_ok(index, v))
+        if (!x86_msr_value_ok(index, v) ||
+            (index == MSR_EFER && ((v ^ FIELD(env, X86_EFER, uint64_t)) & 0x100) &&
+             (FIELD(env, X86_CR, uint64_t) >> 31 & 1)))
             raise_exception_err_x86_64(env, VECTOR_GP, 0);
         __real_helper_wrmsr_x86_64(env);
         return;
@@ -201,12 +203,57 @@ uint64_t __wrap_helper_read_crN_x86_64(void *env, int n)
     return n == 8 ? FIELD(env, X86_V_TPR, uint8_t) : __real_helper_read_crN_x86_64(env, n);
 }
 
+#define CR0_PG (1u << 31)
+#define CR0_CD (1u << 30)
+#define CR0_NW (1u << 29)
+#define CR4_PAE (1u << 5)
+#define EFER_LME 0x100u
+#define EFER_LMA 0x400u
+#define MAX_PHYSICAL_BITS 40
+
+/* The bits of CR4 that this cpu has: CPUID's features decide. */
+static uint64_t cr4_mask(void *env)
+{
+    uint32_t a, b, c, d;
+    uint64_t mask = 0x7ff; /* VME to OSXMMEXCPT */
+
+    cpu_x86_cpuid_x86_64(env, 1, 0, &a, &b, &c, &d);
+    mask |= c & 1u << 26 ? CR4_OSXSAVE : 0;
+    cpu_x86_cpuid_x86_64(env, 7, 0, &a, &b, &c, &d);
+    mask |= b & 1u << 0 ? 1u << 16 : 0; /* FSGSBASE */
+    mask |= b & 1u << 7 ? 1u << 20 : 0; /* SMEP */
+    mask |= b & 1u << 20 ? 1u << 21 : 0; /* SMAP */
+    mask |= c & 1u << 3 ? 1u << 22 : 0; /* PKE */
+    return mask;
+}
+
+static bool cr_value_ok(void *env, int n, uint64_t v)
+{
+    uint64_t cr0 = FIELD(env, X86_CR, uint64_t), cr4 = FIELD(env, X86_CR + 4 * 8, uint64_t);
+    uint64_t efer = FIELD(env, X86_EFER, uint64_t);
+
+    switch (n) {
+    case 0:
+        return !(v >> 32) && !((v & CR0_PG) && !(v & CR0_PE)) && !((v & CR0_NW) && !(v & CR0_CD)) &&
+               !((v & ~cr0 & CR0_PG) && (efer & EFER_LME) && !(cr4 & CR4_PAE)) &&
+               !((cr0 & ~v & CR0_PG) && (efer & EFER_LMA) && (segment(env, 1)->flags & SEG_L));
+    case 3:
+        return !(efer & EFER_LMA) || !(v >> MAX_PHYSICAL_BITS);
+    case 4:
+        return !(v & ~cr4_mask(env)) && !((efer & EFER_LMA) && !(v & CR4_PAE));
+    default:
+        return true;
+    }
+}
+
 void __real_helper_write_crN_x86_64(void *env, int n, uint64_t v);
 void __wrap_helper_write_crN_x86_64(void *env, int n, uint64_t v)
 {
     struct cpu *c = x86_cpu_of(env);
 
     if (n != 8) {
+        if (!cr_value_ok(env, n, v))
+            raise_exception_err_x86_64(env, VECTOR_GP, 0);
         __real_helper_write_crN_x86_64(env, n, v);
         return;
     }
@@ -217,6 +264,16 @@ void __wrap_helper_write_crN_x86_64(void *env, int n, uint64_t v)
     cpu_park(c, EV_CR8_WRITE, v, 0, 0);
     if (c->abandon)
         c->m->target->restore(c, 0);
+}
+
+void __real_helper_set_dr_x86_64(void *env, int n, uint64_t v);
+void __wrap_helper_set_dr_x86_64(void *env, int n, uint64_t v)
+{
+    if (n >= 4 && v >> 32) {
+        cpu_restore_state_x86_64(x86_cpu_of(env)->cs, RA, true);
+        raise_exception_err_x86_64(env, VECTOR_GP, 0);
+    }
+    __real_helper_set_dr_x86_64(env, n, v);
 }
 
 /* The time-stamp counter is the host's clock, scaled. */
