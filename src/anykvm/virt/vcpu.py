@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 VCPU_STRUCT_SIZE: Final = 4096
 _SIGSET_SIZE: Final = 8
+_KVM_RUN: Final = rq.KVM_RUN
 _IMMEDIATE_EXIT: Final = KvmRun.immediate_exit.offset
 _EXIT_REASON: Final = KvmRun.exit_reason.offset // 4
 
@@ -246,7 +247,7 @@ class VcpuFile(KvmFile):
             with vcpu.mutex:
                 if vcpu.vm.refuses:
                     raise vcpu.vm.refusal()
-                if request == rq.KVM_RUN:
+                if request == _KVM_RUN:
                     return vcpu.run_ioctl(arg)
                 return vcpu.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
         finally:

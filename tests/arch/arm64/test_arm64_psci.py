@@ -10,6 +10,7 @@ import pytest
 from arm64_fake import FakeCpu, Rig, errno_of
 
 from anykvm.arch.arm64 import psci, smccc
+from anykvm.arch.arm64.power import Power, ResetState
 from anykvm.engine import Event
 from anykvm.uapi import arm64 as A
 from anykvm.uapi import common as C
@@ -143,6 +144,29 @@ def test_cpu_off_sleeps_until_it_is_on_again(rig: Rig) -> None:
     assert call(rig, A.PSCI_0_2_FN64_CPU_ON, 1, 0x8000, 0)[0] == 0
     assert thread.join() == 0
     assert cpu.pc == 0x8000
+
+
+def test_cpu_on_that_comes_while_the_target_looks(rig: Rig) -> None:
+    rig.create_vcpu(off=True)
+    cpu, vcpu = rig.cpu(), rig.vcpu()
+
+    class Racing(Power):
+        """Another vCPU starts this one when its reset state has been looked at already."""
+
+        @property
+        def stopped(self) -> bool:
+            if not cpu.gpr[0]:
+                self.reset_state = ResetState(0x8000, 7)
+            return False
+
+        @stopped.setter
+        def stopped(self, value: bool) -> None:
+            pass
+
+    vcpu.power = Racing()
+    cpu.script.append(EXIT)
+    rig.run()
+    assert (cpu.pc, cpu.gpr[0]) == (0x8000, 7)
 
 
 @pytest.mark.parametrize(

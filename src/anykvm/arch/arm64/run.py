@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 _MMIO: Final = struct.Struct("<QQIB")
 _INTERNAL: Final = struct.Struct("<II16Q")
 
+_EXITS: Final = stats.EXITS
+_MMIO_EXIT_USER: Final = stats.MMIO_EXIT_USER
+_MMIO_EXIT_KERNEL: Final = stats.MMIO_EXIT_KERNEL
 _SYSREG_EXIT: Final = stats.FIRST_ARCH_STAT
 _KICK: Final = int(Event.KICK)
 _MMIO_READ: Final = int(Event.MMIO_READ)
@@ -44,14 +47,14 @@ def vcpu_run(vcpu: Vcpu) -> int:
     arch: Arm64Vcpu = vcpu.arch
     if arch.features is None:
         raise OSError(errno.ENOEXEC, "the vCPU has not been initialised with KVM_ARM_VCPU_INIT")
-    cpu = arch.load()
+    cpu = arch.cpu if arch.live else arch.load()
     if not arch.ready:
         arch.vm.first_run(arch)
         arch.ready = True
-    attend(arch)
+    if arch.attention or arch.serror_pending:
+        attend(arch)
     run = cpu.run
-    mmio_read = vcpu.vm.mmio_bus.read
-    mmio_write = vcpu.vm.mmio_bus.write
+    bus = vcpu.vm.mmio_bus
     sysregs = arch.vm.traps
     values = vcpu.stats.values
     value = arch.take_reply() if arch.mmio else arch.owed or 0
@@ -59,7 +62,7 @@ def vcpu_run(vcpu: Vcpu) -> int:
     while True:
         kind, a, b, c = run(value)
         value = 0
-        values[stats.EXITS] += 1
+        values[_EXITS] += 1
         if kind == _SYSREG_WRITE:
             values[_SYSREG_EXIT] += 1
             writer = sysregs.get(a, _NONE)[1]
@@ -68,15 +71,15 @@ def vcpu_run(vcpu: Vcpu) -> int:
             else:
                 kind = _undefined(arch)
         elif kind == _MMIO_READ:
-            answer = mmio_read(vcpu, a, b)
+            answer = bus.read(vcpu, a, b)
             if answer is None:
                 return _exit_mmio(arch, a, b, 0, False)
-            values[stats.MMIO_EXIT_KERNEL] += 1
+            values[_MMIO_EXIT_KERNEL] += 1
             value = answer
         elif kind == _MMIO_WRITE:
-            if not mmio_write(vcpu, a, b, c):
+            if not bus.write(vcpu, a, b, c):
                 return _exit_mmio(arch, a, b, c, True)
-            values[stats.MMIO_EXIT_KERNEL] += 1
+            values[_MMIO_EXIT_KERNEL] += 1
         elif kind == _WFI:
             wait_for_interrupt(arch)
             values = vcpu.stats.values
@@ -114,7 +117,10 @@ _NONE: Final = (None, None)
 
 
 def attend(arch: Arm64Vcpu) -> None:
-    """Look at everything that is not the guest itself before it goes on: signals, power, resets. EINTR."""
+    """Look at everything that is not the guest itself before it goes on: signals, power, resets. EINTR.
+
+    Whoever changes one of these sets ``attention`` too; it stays set while KVM_RUN is left because of one of them.
+    """
     vcpu = arch.vcpu
     power = arch.power
     while True:
@@ -136,7 +142,7 @@ def attend(arch: Arm64Vcpu) -> None:
         elif power.suspended:
             power.suspended = False
             wait_for_interrupt(arch)
-        else:
+        elif power.reset_state is None and not arch.attention:
             break
     if arch.serror_pending and not arch.mmio and inject.inject_serror(arch.cpu):
         arch.serror_pending = False
@@ -183,7 +189,7 @@ def _fetch_abort(arch: Arm64Vcpu) -> bool:
 
 def _exit_mmio(arch: Arm64Vcpu, address: int, size: int, value: int, write: bool) -> int:
     vcpu = arch.vcpu
-    vcpu.stats.values[stats.MMIO_EXIT_USER] += 1
+    vcpu.stats.values[_MMIO_EXIT_USER] += 1
     arch.mmio = -size if write else size
     _MMIO.pack_into(vcpu.page, EXIT_DATA, address, value, size, write)
     vcpu.set_exit_reason(common.KVM_EXIT_MMIO)
