@@ -16,12 +16,14 @@ from anykvm.vmm.session import Session, standard
 
 from . import debian, messages, options
 
-_CONSOLES = {"arm64": "ttyAMA0"}
+_CONSOLES = {"arm64": "ttyAMA0", "x86": "ttyS0"}
 
 
 @click.command()
 @options.architecture
-@click.option("--kernel", metavar="FILE", help="Your own kernel (arm64: Image, plain, gzip or EFI zboot).")
+@click.option(
+    "--kernel", metavar="FILE", help="Your own kernel (arm64: Image, plain, gzip or EFI zboot; x86: 64-bit bzImage)."
+)
 @click.option("--initrd", metavar="FILE", help="Your own initramfs.")
 @click.option("--append", default="", metavar="WORDS", help="Added to the kernel command line; the last word counts.")
 @click.option("--disk", "disks", multiple=True, metavar="FILE[,ro]", help="A raw disk image; may be given again.")

@@ -5,15 +5,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Final
 
 from anykvm import guests
 from anykvm.guests import Guest, build_initramfs, installed
 
 from . import messages
 
+_GUESTS: Final = {"x86": "amd64"}
+"""What Debian calls an architecture that anykvm calls by the kernel's name, where that differs."""
+
 
 def guest(arch: str, *, refresh: bool = False) -> Guest:
-    """The guest of `arch`; ``GuestError`` if it cannot be had."""
+    """The guest of `arch`, by anykvm's name or Debian's; ``GuestError`` if it cannot be had."""
+    arch = _GUESTS.get(arch, arch)
     found = None if refresh else installed(arch)
     if found is not None:
         return found

@@ -79,7 +79,9 @@ def machine(smp: int, memory: str) -> Callable[[_F], _F]:
 
 def check_architecture(arch: str) -> None:
     """Refuse an architecture there is no machine for."""
-    from anykvm.vmm.config import ARCHITECTURES  # noqa: PLC0415  (not for --help)
+    from anykvm.api import architectures  # noqa: PLC0415  (not for --help)
+    from anykvm.vmm.config import ARCHITECTURES  # noqa: PLC0415
 
-    if arch not in ARCHITECTURES:
-        raise click.UsageError(f"no machine for {arch!r}: choose one of {', '.join(ARCHITECTURES)}")
+    known = [name for name in ARCHITECTURES if name in architectures()]
+    if arch not in known:
+        raise click.UsageError(f"no machine for {arch!r}: choose one of {', '.join(known)}")

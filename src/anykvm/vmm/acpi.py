@@ -58,7 +58,7 @@ def build(base: int, vcpus: int, virtio_slots: int) -> tuple[int, bytes]:
     return base, bytes(image)
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes | bytearray) -> int:
     return -sum(data) & 0xFF
 
 

@@ -8,13 +8,21 @@ Sources: ``Documentation/virt/kvm/devices/arm-vgic.rst`` and ``arm-vgic-v3.rst``
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final
 
 from anykvm.api import Device, Kvm, Vcpu, Vm
+from anykvm.api.arm64 import spi
 from anykvm.uapi import arm64, common
 
-from . import memory
+from . import fdt, image, memory
+from .config import MachineConfig
 from .errors import VmmError
+from .irq import IrqLine
+from .platform import Board
+from .ram import Ram
+from .serial import Pl011
 
 _DEFAULT_ADDRESS_BITS: Final = 40  # arm64 VMs of type 0
 _MPIDR_EL1: Final = arm64.sys_reg(3, 0, 0, 0, 5)
@@ -75,3 +83,78 @@ def enter_linux(vcpu: Vcpu, entry: int, device_tree: int) -> None:
     vcpu.set_one_reg(arm64.x_reg(0), device_tree)
     for number in (1, 2, 3):
         vcpu.set_one_reg(arm64.x_reg(number), 0)
+
+
+class Arm64:
+    """The platform."""
+
+    not_ram = memory.RAM_BASE
+
+    def load_kernel(self, config: MachineConfig) -> None:
+        """Read the Image, and unpack it where it is packed."""
+        self._config = config
+        self._kernel = image.load_kernel(config.kernel)
+
+    def address_bits(self, kvm: Kvm) -> int:
+        """How wide guest-physical addresses are in a VM of type 0."""
+        return address_bits(kvm)
+
+    def place(self, initrd_size: int, ram_size: int) -> None:
+        """Kernel, device tree, initrd: in this order."""
+        self._layout = image.place(self._kernel, initrd_size, ram_size)
+
+    def ram_parts(self, ram_size: int) -> Sequence[tuple[int, int, int]]:
+        """In one piece."""
+        return [(memory.RAM_BASE, 0, ram_size)]
+
+    def create_interrupt_controller(self, stack: ExitStack, kvm: Kvm, vm: Vm) -> None:
+        """The GIC."""
+        self._gic = stack.enter_context(create_gic(vm, self._config.gic))
+
+    def init_vcpus(self, vm: Vm, vcpus: list[Vcpu]) -> None:
+        """Reset the vCPUs, finish the GIC."""
+        init_vcpus(vm, vcpus)
+        finish_gic(self._gic, self._config.gic)
+        self._mpidrs = [mpidr(vcpu) for vcpu in vcpus]
+
+    def add_devices(self, board: Board) -> Pl011:
+        """The UART; all else is virtio."""
+        uart = Pl011(IrqLine(board.vm, spi(32 + memory.UART_IRQ.spi)), board.wake)
+        board.bus.attach(memory.UART, uart)
+        return uart
+
+    def virtio_slot(self, index: int) -> memory.Region:
+        """The registers of the virtio transport number `index`."""
+        return memory.virtio_slot(index)
+
+    def virtio_irq(self, index: int) -> int:
+        """Its SPI."""
+        return spi(32 + memory.virtio_irq(index).spi)
+
+    def load(self, ram: Ram, initrd: image.Content | None, virtio_slots: int) -> None:
+        """Device tree, kernel, initrd."""
+        layout = self._layout
+        tree = fdt.build(
+            fdt.MachineDescription(
+                mpidrs=self._mpidrs,
+                ram_size=self._config.memory,
+                gic=self._config.gic,
+                command_line=self._config.command_line,
+                initrd=(layout.initrd, layout.initrd + initrd.size) if initrd is not None else None,
+                virtio_slots=virtio_slots,
+            )
+        )
+        ram.write(layout.device_tree, tree)
+        with ram.view(layout.kernel, self._kernel.content.size) as view:
+            self._kernel.content.load(view)
+        if initrd is not None:
+            with ram.view(layout.initrd, initrd.size) as view:
+                initrd.load(view)
+
+    def enter(self, vcpu: Vcpu) -> None:
+        """With the device tree's address in x0."""
+        enter_linux(vcpu, self._layout.kernel, self._layout.device_tree)
+
+    def program_counter(self, vcpu: Vcpu) -> int:
+        """The PC."""
+        return vcpu.get_one_reg(arm64.REG_PC)

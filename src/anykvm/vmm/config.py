@@ -11,7 +11,7 @@ from typing import Final
 from .errors import VmmError
 from .memory import MIB, VIRTIO_SLOTS
 
-ARCHITECTURES: Final = ("arm64",)
+ARCHITECTURES: Final = ("arm64", "x86")
 """Those this VMM has a machine for."""
 GICS: Final = ("v2", "v3")
 GIC_V2_MAX_VCPUS: Final = 8  # GICD_ITARGETSRn has one bit per CPU interface, in a byte

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 
 from anykvm.api import BackendUnavailable, GuestMemory, Kvm, UnsupportedArchitecture, Vcpu, Vm
-from anykvm.api.arm64 import spi
 from anykvm.uapi.common import KVM_CAP_MAX_VCPUS
 
-from . import arm64, fdt, image, memory
+from . import image, memory, platform
 from .blk import Disk
 from .bus import Bus
 from .config import MachineConfig, check_config
@@ -20,9 +19,9 @@ from .errors import VmmError
 from .irq import IrqLine
 from .notify import NotifyThread
 from .outcome import Kind, Outcome
+from .pio import PortBus
 from .ram import Ram
 from .rng import Entropy
-from .serial import Pl011
 from .vcpus import VcpuReport, VcpuThread
 from .virtio import Transport, VirtioDevice
 
@@ -53,20 +52,25 @@ class Machine:
 
     def _build(self, stack: ExitStack, kvm: Kvm | None) -> None:
         config = self.config
-        kernel = image.load_kernel(config.kernel)
+        self._platform = platform.create(config.arch)
+        self._platform.load_kernel(config)
         initrd = None if config.initrd is None else image.find_file(config.initrd, "initrd")
         if kvm is None:
             kvm = stack.enter_context(self._kvm())
         self.backend_name = kvm.backend.name
-        memory.check_memory(config.memory, arm64.address_bits(kvm), memory.host_memory())
-        layout = image.place(kernel, 0 if initrd is None else initrd.size, config.memory)
+        bits = self._platform.address_bits(kvm)
+        memory.check_memory(config.memory, bits, memory.host_memory(), self._platform.not_ram)
+        self._platform.place(0 if initrd is None else initrd.size, config.memory)
         ram = self._ram(stack)
         vm = self._vm(stack, kvm, ram)
-        vcpus = self._vcpus(stack, vm)
-        self._devices(stack, vm, Ram(ram, memory.RAM_BASE))
-        self._load(Ram(ram, memory.RAM_BASE), kernel, initrd, layout, [arm64.mpidr(vcpu) for vcpu in vcpus])
-        arm64.enter_linux(vcpus[0], layout.kernel, layout.device_tree)
-        self._threads = [VcpuThread(vcpu, self.bus, self.finish) for vcpu in vcpus]
+        vcpus = self._vcpus(stack, kvm, vm)
+        seen = Ram(ram, self._platform.ram_parts(config.memory))
+        self._devices(stack, vm, seen)
+        self._platform.load(seen, initrd, self.virtio_slots)
+        self._platform.enter(vcpus[0])
+        self._threads = [
+            VcpuThread(vcpu, self.bus, self.ports, self.finish, self._platform.program_counter) for vcpu in vcpus
+        ]
 
     def _kvm(self) -> Kvm:
         config = self.config
@@ -89,11 +93,12 @@ class Machine:
         most = vm.check_extension(KVM_CAP_MAX_VCPUS)
         if self.config.vcpus > most:
             raise VmmError(f"{self.config.vcpus} vCPUs are more than this KVM has: give at most --smp {most}")
-        vm.set_user_memory_region(0, memory.RAM_BASE, ram)
+        for slot, (gpa, offset, size) in enumerate(self._platform.ram_parts(ram.size)):
+            vm.set_user_memory_region(slot, gpa, ram, offset=offset, size=size)
         return vm
 
-    def _vcpus(self, stack: ExitStack, vm: Vm) -> list[Vcpu]:
-        gic = stack.enter_context(arm64.create_gic(vm, self.config.gic))
+    def _vcpus(self, stack: ExitStack, kvm: Kvm, vm: Vm) -> list[Vcpu]:
+        self._platform.create_interrupt_controller(stack, kvm, vm)
         vcpus: list[Vcpu] = []
         for vcpu_id in range(self.config.vcpus):
             try:
@@ -105,14 +110,13 @@ class Machine:
                     f"this host gives no vCPU {vcpu_id} ({error.strerror}): "
                     "raise the limit (ulimit -n), or give a smaller --smp"
                 ) from None
-        arm64.init_vcpus(vm, vcpus)
-        arm64.finish_gic(gic, self.config.gic)
+        self._platform.init_vcpus(vm, vcpus)
         return vcpus
 
     def _devices(self, stack: ExitStack, vm: Vm, ram: Ram) -> None:
         self.bus = Bus()
-        self.uart = Pl011(IrqLine(vm, spi(32 + memory.UART_IRQ.spi)), self._wake)
-        self.bus.attach(memory.UART, self.uart)
+        self.ports = PortBus()
+        self.uart = self._platform.add_devices(platform.Board(vm, self.bus, self.ports, self._wake, self.finish))
         self._notify = NotifyThread(vm, self._failed)
         stack.callback(self._notify.close)
         devices: list[VirtioDevice] = [Entropy()]
@@ -123,39 +127,14 @@ class Machine:
                 devices.append(disk)
             self.virtio_slots = len(devices)
             for index, device in enumerate(devices):
-                line = IrqLine(vm, spi(32 + memory.virtio_irq(index).spi))
-                transport = Transport(device, ram, line)
-                self.bus.attach(memory.virtio_slot(index), transport)
+                slot = self._platform.virtio_slot(index)
+                transport = Transport(device, ram, IrqLine(vm, self._platform.virtio_irq(index)))
+                self.bus.attach(slot, transport)
                 if isinstance(device, Disk):
-                    self._notify.watch(transport, memory.virtio_slot(index).base)
+                    self._notify.watch(transport, slot.base)
                 # Closed before the guest's memory, and after the thread that serves it.
                 opened.callback(transport.close)
             stack.push(opened.pop_all())
-
-    def _load(
-        self,
-        ram: Ram,
-        kernel: image.KernelImage,
-        initrd: image.Content | None,
-        layout: image.Layout,
-        mpidrs: list[int],
-    ) -> None:
-        tree = fdt.build(
-            fdt.MachineDescription(
-                mpidrs=mpidrs,
-                ram_size=self.config.memory,
-                gic=self.config.gic,
-                command_line=self.config.command_line,
-                initrd=(layout.initrd, layout.initrd + initrd.size) if initrd is not None else None,
-                virtio_slots=self.virtio_slots,
-            )
-        )
-        ram.write(layout.device_tree, tree)
-        with ram.view(layout.kernel, kernel.content.size) as view:
-            kernel.content.load(view)
-        if initrd is not None:
-            with ram.view(layout.initrd, initrd.size) as view:
-                initrd.load(view)
 
     # Running.
 

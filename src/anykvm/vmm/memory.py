@@ -106,12 +106,13 @@ def host_memory(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup"
     return total
 
 
-def check_memory(size: int, address_bits: int, host: int | None) -> None:
+def check_memory(size: int, address_bits: int, host: int | None, not_ram: int = RAM_BASE) -> None:
     """Refuse a RAM size (bytes) that no machine here can have.
 
-    `address_bits` is how wide guest-physical addresses are, `host` what this host has at most, in bytes.
+    `address_bits` is how wide guest-physical addresses are, `host` what this host has at most, `not_ram` how much of
+    the address space is not RAM, both in bytes.
     """
-    room = (1 << address_bits) - RAM_BASE
+    room = (1 << address_bits) - not_ram
     if size <= 0:
         raise VmmError("a machine without memory cannot run: give at least --memory 128M")
     if size % PAGE_SIZE:

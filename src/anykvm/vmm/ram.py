@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from anykvm.api import GuestMemory
 
 
 class Ram:
-    """`memory`, which the guest sees from `base` on."""
+    """`memory`, of which the guest sees `parts`: (guest-physical address, offset in it, bytes), in this order."""
 
-    def __init__(self, memory: GuestMemory, base: int) -> None:
+    def __init__(self, memory: GuestMemory, parts: Sequence[tuple[int, int, int]]) -> None:
         self._memory = memory
-        self.base = base
-        self.size = memory.size
+        self._parts = tuple(parts)
 
     def view(self, gpa: int, size: int) -> memoryview:
         """`size` bytes at a guest-physical address; ``ValueError`` if not all of it is RAM."""
-        start = gpa - self.base
-        if start < 0 or size < 0 or start + size > self.size:
-            raise ValueError(f"{size} bytes at {gpa:#x} are not in memory")
-        return self._memory.view[start : start + size]
+        for base, offset, length in self._parts:
+            start = gpa - base
+            if start >= 0 and size >= 0 and start + size <= length:
+                return self._memory.view[offset + start : offset + start + size]
+        raise ValueError(f"{size} bytes at {gpa:#x} are not in memory")
 
     def write(self, gpa: int, data: bytes) -> None:
         """Copy `data` to a guest-physical address."""

@@ -16,15 +16,17 @@ from anykvm.api import (
     Interrupted,
     MmioRead,
     MmioWrite,
+    PioIn,
+    PioOut,
     Shutdown,
     SystemEvent,
     SystemEventType,
     Vcpu,
 )
-from anykvm.uapi.arm64 import REG_PC
 
 from .bus import Bus
 from .outcome import Kind, Outcome
+from .pio import PortBus
 
 Finish = Callable[[Outcome, BaseException | None], None]
 _JOIN_SECONDS = 0.1  # between two kicks of a vCPU that is to stop
@@ -48,13 +50,17 @@ class VcpuReport:
 class VcpuThread:
     """One vCPU and its thread. `finish` is told how the machine ended, if this vCPU is the one to know."""
 
-    def __init__(self, vcpu: Vcpu, bus: Bus, finish: Finish) -> None:
+    def __init__(
+        self, vcpu: Vcpu, bus: Bus, ports: PortBus, finish: Finish, program_counter: Callable[[Vcpu], int]
+    ) -> None:
         self.vcpu = vcpu
         self.report = VcpuReport(vcpu.vcpu_id)
         self.started: float | None = None
         """When it first entered the guest (``time.monotonic``)."""
         self._bus = bus
+        self._ports = ports
         self._finish = finish
+        self._program_counter = program_counter
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"vcpu-{vcpu.vcpu_id}", daemon=True)
 
@@ -72,7 +78,7 @@ class VcpuThread:
             self.report.cpu_seconds = time.thread_time()
 
     def _loop(self) -> None:
-        run, read, write = self.vcpu.run, self._bus.read, self._bus.write
+        run, read, write, ports = self.vcpu.run, self._bus.read, self._bus.write, self._ports
         report, clock = self.report, time.perf_counter_ns
         exits = report.exits
         self.started = time.monotonic()
@@ -87,6 +93,12 @@ class VcpuThread:
                 case MmioRead(address, size):
                     exits["mmio-read"] += 1
                     exit.reply(read(address, size))
+                case PioOut(port, size, data):
+                    exits["pio-out"] += 1
+                    ports.write_items(port, size, data)
+                case PioIn(port, size, count):
+                    exits["pio-in"] += 1
+                    exit.reply(ports.read_items(port, size, count))
                 case Interrupted():
                     exits["interrupted"] += 1
                 case _:
@@ -124,7 +136,7 @@ class VcpuThread:
 
     def _where(self) -> str:
         try:
-            return f" at pc {self.vcpu.get_one_reg(REG_PC):#x}"
+            return f" at pc {self._program_counter(self.vcpu):#x}"
         except OSError:
             return ""
 

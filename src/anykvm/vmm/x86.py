@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An x86 machine: a PC without PCI, with the interrupt controllers and timer that KVM has in the kernel.
+
+Sources: ``Documentation/virt/kvm/api.rst`` (4.24 CREATE_IRQCHIP, 4.36 SET_TSS_ADDR, 4.40 SET_IDENTITY_MAP_ADDR, 4.71
+CREATE_PIT2), ``Documentation/arch/x86/boot.rst``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Final
+
+from anykvm.api import Kvm, Vcpu, Vm
+from anykvm.uapi import x86
+
+from . import acpi, bzimage, x86_cpuid, x86_entry, x86_map, x86_power
+from .cmos import Cmos
+from .config import MachineConfig, encode_command_line
+from .errors import VmmError
+from .image import Content
+from .irq import IrqLine
+from .memory import Region
+from .platform import Board
+from .ram import Ram
+from .serial16550 import PORTS, Uart16550
+
+_ADDRESS_SIZES: Final = 0x80000008  # CPUID: eax bits 7:0
+_DEFAULT_ADDRESS_BITS: Final = 36
+_RNG_SEED_SIZE: Final = 32
+
+
+class X86:
+    """The platform."""
+
+    not_ram = x86_map.RAM_HOLE.size
+
+    def load_kernel(self, config: MachineConfig) -> None:
+        """Read the bzImage's header."""
+        self._config = config
+        if config.vcpus > x86_map.MAX_VCPUS:
+            raise VmmError(
+                f"an x86 machine has {x86_map.MAX_VCPUS} vCPUs at most, not {config.vcpus}: "
+                f"use --smp {x86_map.MAX_VCPUS}"
+            )
+        if len(config.disks) >= x86_map.VIRTIO_SLOTS:
+            raise VmmError(
+                f"{len(config.disks)} disks are too many: an x86 machine has {x86_map.VIRTIO_SLOTS - 1} at most"
+            )
+        self._kernel = bzimage.load_kernel(config.kernel)
+        self._command_line = encode_command_line(config.command_line)
+        bzimage.check_command_line(self._kernel, self._command_line)
+
+    def address_bits(self, kvm: Kvm) -> int:
+        """As the CPU says it."""
+        self._cpuid = x86_cpuid.supported(kvm)
+        sizes = [leaf.eax & 0xFF for leaf in self._cpuid if leaf.function == _ADDRESS_SIZES]
+        return sizes[0] if sizes else _DEFAULT_ADDRESS_BITS
+
+    def place(self, initrd_size: int, ram_size: int) -> None:
+        """Kernel low, initrd high."""
+        self._layout = bzimage.place(self._kernel, initrd_size, ram_size)
+
+    def ram_parts(self, ram_size: int) -> Sequence[tuple[int, int, int]]:
+        """From 0 on, around the hole below 4 GiB."""
+        return x86_map.ram_parts(ram_size)
+
+    def create_interrupt_controller(self, stack: ExitStack, kvm: Kvm, vm: Vm) -> None:
+        """PICs, IOAPIC and PIT; local APICs come with the vCPUs."""
+        self._tsc_deadline = x86_cpuid.has_tsc_deadline(kvm)
+        identity_map = ctypes.c_uint64(x86_map.IDENTITY_MAP)
+        vm.ioctl(x86.KVM_SET_IDENTITY_MAP_ADDR, ctypes.addressof(identity_map))
+        vm.ioctl(x86.KVM_SET_TSS_ADDR, x86_map.TSS)
+        vm.create_irqchip()
+        vm.ioctl(x86.KVM_CREATE_PIT2, x86.KvmPitConfig(flags=x86.KVM_PIT_SPEAKER_DUMMY))
+
+    def init_vcpus(self, vm: Vm, vcpus: list[Vcpu]) -> None:
+        """CPUID and MSRs; those but the first wait for the guest to start them (INIT and SIPI)."""
+        for index, vcpu in enumerate(vcpus):
+            leaves = x86_cpuid.for_vcpu(self._cpuid, index, len(vcpus), tsc_deadline=self._tsc_deadline)
+            x86_cpuid.set_cpuid(vcpu, leaves)
+            x86_entry.set_msrs(vcpu)
+
+    def add_devices(self, board: Board) -> Uart16550:
+        """UART, clock, and what powers off and resets."""
+        ports = board.ports
+        uart = Uart16550(IrqLine(board.vm, x86_map.UART_IRQ), board.wake)
+        ports.attach(x86_map.UART_PORT, PORTS, uart)
+        ports.attach(x86_map.RTC_PORT, 2, Cmos())
+        ports.attach(x86_map.PM_PORT, x86_power.PM1_SIZE, x86_power.PowerManagement(board.finish), width=2)
+        ports.attach(x86_map.RESET_PORT, 1, x86_power.ResetControl(board.finish))
+        keyboard = x86_power.KeyboardController(board.finish)
+        ports.attach(x86_map.KEYBOARD_PORT, 1, keyboard)
+        ports.attach(x86_map.KEYBOARD_PORT + 4, 1, keyboard)
+        return uart
+
+    def virtio_slot(self, index: int) -> Region:
+        """The registers of the virtio transport number `index`."""
+        return x86_map.virtio_slot(index)
+
+    def virtio_irq(self, index: int) -> int:
+        """Its GSI."""
+        return x86_map.virtio_gsi(index)
+
+    def load(self, ram: Ram, initrd: Content | None, virtio_slots: int) -> None:
+        """Kernel, initrd, ACPI tables, and the boot protocol's own."""
+        config, layout = self._config, self._layout
+        rsdp, tables = acpi.build(x86_map.ACPI_TABLES.base, config.vcpus, virtio_slots)
+        ram.write(x86_map.ACPI_TABLES.base, tables)
+        ram.write(x86_map.GDT, x86_entry.descriptors())
+        ram.write(x86_map.PAGE_TABLES, x86_entry.page_tables())
+        ram.write(x86_map.COMMAND_LINE, self._command_line + b"\0")
+        ram.write(x86_map.SETUP_DATA, bzimage.rng_seed(os.urandom(_RNG_SEED_SIZE)))
+        params = bzimage.boot_params(
+            self._kernel,
+            layout,
+            command_line=x86_map.COMMAND_LINE,
+            rsdp=rsdp,
+            setup_data=x86_map.SETUP_DATA,
+            e820=x86_map.e820(config.memory),
+        )
+        ram.write(x86_map.BOOT_PARAMS, params)
+        with ram.view(layout.kernel, self._kernel.content.size) as view:
+            self._kernel.content.load(view)
+        if initrd is not None:
+            with ram.view(layout.initrd, initrd.size) as view:
+                initrd.load(view)
+
+    def enter(self, vcpu: Vcpu) -> None:
+        """At the kernel's 64-bit entry point."""
+        x86_entry.enter_linux(vcpu, self._layout.entry, x86_map.BOOT_PARAMS)
+
+    def program_counter(self, vcpu: Vcpu) -> int:
+        """RIP."""
+        return x86_entry.program_counter(vcpu)

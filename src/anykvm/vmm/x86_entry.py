@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How Linux is entered on x86: 64-bit mode with identity-mapped memory, as its boot protocol wants it.
+
+Sources: ``Documentation/arch/x86/boot.rst``, "64-bit Boot Protocol"; Intel SDM volume 3, 4.5 (four-level paging), 3.4.5
+(segment descriptors), 9.8 (switching to IA-32e mode).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from typing import Final
+
+from anykvm.api import Vcpu
+from anykvm.uapi import x86
+
+from . import x86_map
+from .memory import GIB, MIB, PAGE_SIZE
+
+_PRESENT_WRITABLE: Final = 0x3
+_LARGE: Final = 1 << 7
+_EFER_LME: Final = 1 << 8
+_EFER_LMA: Final = 1 << 10
+
+_CODE: Final = 0x10
+_DATA: Final = 0x18
+_TASK: Final = 0x20
+# Present, without base: 64-bit code and data of 4 GiB, a busy 64-bit TSS of 0x68 bytes (in two entries).
+_DESCRIPTORS: Final = (0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x0000_8B00_0000_0067, 0)
+
+_MISC_ENABLE: Final = 0x1A0
+_FAST_STRINGS: Final = 1
+_MTRR_DEFAULT: Final = 0x2FF
+_MTRR_ON_WRITE_BACK: Final = 1 << 11 | 6
+
+
+def descriptors() -> bytes:
+    """The GDT, for ``x86_map.GDT``."""
+    return struct.pack(f"<{len(_DESCRIPTORS)}Q", *_DESCRIPTORS)
+
+
+def page_tables() -> bytes:
+    """Six pages for ``x86_map.PAGE_TABLES``: the first 4 GiB, each address at itself, in pages of 2 MiB."""
+    base = x86_map.PAGE_TABLES
+    tables = base + 2 * PAGE_SIZE
+    top = struct.pack("<Q", base + PAGE_SIZE | _PRESENT_WRITABLE).ljust(PAGE_SIZE, b"\0")
+    pointers = b"".join(struct.pack("<Q", tables + PAGE_SIZE * n | _PRESENT_WRITABLE) for n in range(4))
+    pages = range(0, 4 * GIB, 2 * MIB)
+    return (
+        top
+        + pointers.ljust(PAGE_SIZE, b"\0")
+        + b"".join(struct.pack("<Q", page | _LARGE | _PRESENT_WRITABLE) for page in pages)
+    )
+
+
+def enter_linux(vcpu: Vcpu, entry: int, boot_params: int) -> None:
+    """Set the boot vCPU's registers; both arguments are guest-physical addresses."""
+    sregs = x86.KvmSregs()
+    vcpu.ioctl(x86.KVM_GET_SREGS, sregs)
+    _segment(sregs.cs, _CODE)
+    for segment in (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs):
+        _segment(segment, _DATA)
+    _segment(sregs.tr, _TASK)
+    sregs.gdt.base, sregs.gdt.limit = x86_map.GDT, 8 * len(_DESCRIPTORS) - 1
+    sregs.idt.base, sregs.idt.limit = 0, 0  # no interrupt before the kernel has its own
+    sregs.cr0 = x86.X86_CR0_PE | x86.X86_CR0_ET | x86.X86_CR0_NE | x86.X86_CR0_WP | x86.X86_CR0_PG
+    sregs.cr3 = x86_map.PAGE_TABLES
+    sregs.cr4 = x86.X86_CR4_PAE
+    sregs.efer |= _EFER_LME | _EFER_LMA
+    vcpu.ioctl(x86.KVM_SET_SREGS, sregs)
+    regs = x86.KvmRegs(rip=entry, rsi=boot_params, rsp=x86_map.BOOT_STACK, rflags=x86.X86_EFLAGS_FIXED)
+    vcpu.ioctl(x86.KVM_SET_REGS, regs)
+
+
+def _segment(segment: x86.KvmSegment, selector: int) -> None:
+    """Load a segment register, hidden part and all, from its descriptor."""
+    low, high = struct.unpack("<II", struct.pack("<Q", _DESCRIPTORS[selector // 8]))
+    granular = high >> 23 & 1
+    limit = high & 0xF_0000 | low & 0xFFFF
+    segment.selector, segment.base = selector, 0
+    segment.limit = limit << 12 | 0xFFF if granular else limit
+    segment.type, segment.s, segment.dpl, segment.present = high >> 8 & 15, high >> 12 & 1, high >> 13 & 3, 1
+    segment.avl, segment.l, segment.db, segment.g = 0, high >> 21 & 1, high >> 22 & 1, granular
+    segment.unusable = 0
+
+
+def set_msrs(vcpu: Vcpu) -> None:
+    """What firmware leaves in every CPU: fast string operations, and memory that is cached."""
+    registers = {_MISC_ENABLE: _FAST_STRINGS, _MTRR_DEFAULT: _MTRR_ON_WRITE_BACK}
+    for index, value in registers.items():
+        buffer = ctypes.create_string_buffer(ctypes.sizeof(x86.KvmMsrs) + ctypes.sizeof(x86.KvmMsrEntry))
+        x86.KvmMsrs.from_buffer(buffer).nmsrs = 1
+        entry = x86.KvmMsrEntry.from_buffer(buffer, ctypes.sizeof(x86.KvmMsrs))
+        entry.index, entry.data = index, value
+        vcpu.ioctl(x86.KVM_SET_MSRS, buffer)  # one that this KVM does not have stays as it is
+
+
+def program_counter(vcpu: Vcpu) -> int:
+    """Where a vCPU is, for a message."""
+    regs = x86.KvmRegs()
+    vcpu.ioctl(x86.KVM_GET_REGS, regs)
+    return int(regs.rip)
