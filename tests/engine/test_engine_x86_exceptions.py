@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every exception with its vector, error code and saved state; segment limits; triple faults."""
+"""Every exception with its vector, error code and saved state; debug exceptions; triple faults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from x86_board import (
     DB,
     DE,
     DF,
-    DOWN,
     EXEC_ONLY,
     GP,
     IDT64,
@@ -28,15 +27,15 @@ from x86_board import (
     RAX,
     RCX,
     READONLY,
-    SMALL,
     SSF,
     STACK0,
-    TS,
     TSS64,
     UD,
     USTACK,
     XM,
+    bug,
     go,
+    marked,
 )
 
 from anykvm.engine import Event
@@ -64,7 +63,7 @@ FAULTS = {
     "stack segment absent": (f"mov ${ABSENT},%eax; 1: mov %eax,%ss", SSF, ABSENT),
     "null stack segment at ring 3": ("xor %eax,%eax; mov $3,%al; 1: mov %eax,%ss", GP, 0),
     "selector beyond the table": ("mov $0x1000,%eax; 1: mov %eax,%ds", GP, 0x1000),
-    "selector in no LDT": ("mov $0x14,%eax; 1: mov %eax,%ds", GP, 0x14),
+    "selector in no LDT": ("xor %eax,%eax; lldt %ax; mov $0x14,%eax; 1: mov %eax,%ds", GP, 0x14),
     "execute-only as data": (f"mov ${EXEC_ONLY},%eax; 1: mov %eax,%ds", GP, EXEC_ONLY),
     "read-only as stack": (f"mov ${READONLY},%eax; 1: mov %eax,%ss", GP, READONLY),
     "far return to absent code": (f"pushq ${CODE_ABSENT}; lea 2f(%rip),%rax; push %rax; 1: lretq; 2:", NP, CODE_ABSENT),
@@ -89,7 +88,20 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("what", FAULTS)
+GATES = "error codes of gates are vector * 16 + 2, with the next instruction's address"
+BROKEN = {
+    "lock of a move": "LOCK is taken where it is not allowed",
+    "null stack segment at ring 3": "the null selector's RPL is not looked at",
+    "stack address not canonical": "always #GP",
+    "SSE operand not aligned": "alignment is not checked",
+    "MXCSR with a reserved bit": "reserved bits are not checked",
+    "interrupt beyond the table": GATES,
+    "empty gate": GATES,
+    "SSE division by zero": "SSE exceptions are never raised",
+}
+
+
+@pytest.mark.parametrize("what", [pytest.param(n, marks=bug(BROKEN[n])) if n in BROKEN else n for n in FAULTS])
 def test_a_fault_and_its_error_code(x86, what):
     code, vector, error = FAULTS[what]
     b = x86(f"{AT}{code if '1:' in code else '1: ' + code}\nhlt")
@@ -110,7 +122,7 @@ PRIVILEGED = (
 )
 
 
-@pytest.mark.parametrize("code", PRIVILEGED.split(";"))
+@pytest.mark.parametrize("code", marked(PRIVILEGED.split(";"), ["rdpmc"], "RDPMC is #UD"))
 def test_user_code_may_not(x86, code):
     b = x86(f"{AT}1: {code}")
     c = b.long(user=True)
@@ -130,6 +142,7 @@ def test_software_interrupts_save_the_next_instruction(x86, code, vector, dpl):
             b.end(c)
 
 
+@bug(GATES)
 def test_a_gate_of_higher_privilege_is_refused_to_int_but_not_to_faults(x86):
     b = x86(f"{AT}1: int $14")
     t = b.fault(c := b.long(user=True))
@@ -139,6 +152,7 @@ def test_a_gate_of_higher_privilege_is_refused_to_int_but_not_to_faults(x86):
     assert (t.vector, t.ip, t.cs) == (UD, c.gpr[15], CODE64U)
 
 
+@bug(GATES)
 def test_an_absent_gate_is_np_and_a_data_gate_gp(x86):
     b = x86(f"{AT}1: int $0x50")
     b.set_word(IDT64 + 0x50 * 16, b.word(IDT64 + 0x50 * 16) & ~(1 << 47))
@@ -168,6 +182,7 @@ def test_a_trap_gate_keeps_interrupts_on(x86):
     assert c.rflags & 0x200
 
 
+@bug("a stack address that is not canonical is #GP")
 def test_int_with_a_tss_without_a_stack_in_it(x86):
     b = x86(f"{AT}1: ud2")
     b.set_word(TSS64 + 4, 1 << 47)  # RSP0 not canonical
@@ -213,6 +228,7 @@ def test_mov_ss_holds_the_single_step_off_for_an_instruction(x86):
     assert (t.vector, t.ip) == (DB, c.gpr[15])
 
 
+@bug("ICEBP is #UD")
 def test_icebp_is_a_trap(x86):
     b = x86(f"{AT}.byte 0xf1; 1: hlt")
     t = b.fault(c := b.long())
@@ -230,6 +246,7 @@ def test_an_execution_breakpoint_faults_before_its_instruction(x86):
     assert c.gpr[RCX] == 6
 
 
+@bug("data breakpoints never hit")
 def test_a_data_breakpoint_traps_after_the_store(x86):
     b = x86(
         f"mov ${DATA},%eax; mov %rax,%dr1; mov $0xd0408,%eax; mov %rax,%dr7; "
@@ -242,6 +259,7 @@ def test_a_data_breakpoint_traps_after_the_store(x86):
     b.end(c)
 
 
+@bug("DR7.GD is ignored")
 def test_general_detect(x86):
     b = x86("mov $0x2400,%eax; mov %rax,%dr7; lea 1f(%rip),%r15; 1: mov %dr6,%rax; hlt")
     c = b.long()
@@ -250,6 +268,7 @@ def test_general_detect(x86):
     assert c.get_dr(6) & 0x2000
 
 
+@bug("#AC is never raised")
 def test_alignment_checks_at_ring_3_only(x86):
     b = x86(f"{AT}1: mov {DATA + 1},%eax; hlt")
     for user in (True, False):
@@ -263,271 +282,6 @@ def test_alignment_checks_at_ring_3_only(x86):
             b.end(c)
 
 
-# Page faults.
-
-P, W, U, RSVD, I = 1, 2, 4, 8, 16
-NX = 1 << 63
-PAGE = DATA + 0x5000
-
-PAGE_FAULTS = {
-    # name: (user, entry's flags, code, error code)
-    "supervisor read of nothing": (0, 0, "mov (%rbx),%eax", 0),
-    "supervisor write to nothing": (0, 0, "mov %eax,(%rbx)", W),
-    "supervisor fetch of nothing": (0, 0, "jmp *%rbx", I),
-    "supervisor write of read-only": (0, 5, "mov %eax,(%rbx)", W | P),
-    "supervisor read-modify-write of read-only": (0, 5, "lock incl (%rbx)", W | P),
-    "supervisor fetch of no-execute": (0, 7 | NX, "jmp *%rbx", I | P),
-    "user read of nothing": (1, 0, "mov (%rbx),%eax", U),
-    "user write to nothing": (1, 0, "mov %eax,(%rbx)", U | W),
-    "user read-modify-write of nothing": (1, 0, "addl $1,(%rbx)", U | W),
-    "user fetch of nothing": (1, 0, "jmp *%rbx", U | I),
-    "user read of supervisor's": (1, 3, "mov (%rbx),%eax", U | P),
-    "user write of supervisor's": (1, 3, "mov %eax,(%rbx)", U | W | P),
-    "user fetch of supervisor's": (1, 3, "jmp *%rbx", U | I | P),
-    "user write of read-only": (1, 5, "mov %eax,(%rbx)", U | W | P),
-    "user fetch of no-execute": (1, 7 | NX, "jmp *%rbx", U | I | P),
-    "a reserved bit": (0, 7 | 1 << 51, "mov (%rbx),%eax", RSVD | P),
-    "user and a reserved bit": (1, 7 | 1 << 51, "mov %eax,(%rbx)", RSVD | P | U | W),
-}
-
-
-@pytest.mark.parametrize("what", PAGE_FAULTS)
-def test_page_fault_error_codes(x86, what):
-    user, flags, code, error = PAGE_FAULTS[what]
-    b = x86(f"{AT}1: {code}; hlt")
-    b.map_page(PAGE, PAGE, flags)
-    c = b.long(user=bool(user), rbx=PAGE + 0x120)
-    t = b.fault(c)
-    assert (t.vector, t.error, c.cr2) == (PF, error, PAGE + 0x120)
-    assert t.ip == (PAGE + 0x120 if code == "jmp *%rbx" else c.gpr[15])
-    # The cause removed, the instruction runs.
-    b.map_page(PAGE, PAGE, 7)
-    b.ram[PAGE + 0x120 : PAGE + 0x122] = b"\xf4\xf4"
-    if user:
-        t = b.fault(c)
-        assert (t.vector, t.cs) == (GP, CODE64U)  # HLT
-    else:
-        b.end(c)
-
-
-@pytest.mark.parametrize(("flags", "wp", "faults"), [(5, 1, 1), (5, 0, 0), (1, 1, 1), (1, 0, 0), (7, 1, 0)])
-def test_write_protection_of_the_supervisor(x86, flags, wp, faults):
-    b = x86(f"{AT}1: movl $7,(%rbx); hlt")
-    b.map_page(PAGE, PAGE, flags)
-    c = b.long(rbx=PAGE)
-    c.cr0 = c.cr0 & ~0x10000 | wp << 16
-    if faults:
-        assert b.fault(c).error == W | P
-    else:
-        b.end(c)
-        assert b.word(PAGE, 4) == 7
-
-
-def test_no_execute_off_makes_its_bit_reserved(x86):
-    b = x86("mov (%rbx),%eax; hlt")
-    b.map_page(PAGE, PAGE, 7 | NX)
-    c = b.long(rbx=PAGE)
-    c.efer = c.efer & ~0x800
-    t = b.fault(c)
-    assert (t.vector, t.error) == (PF, RSVD | P)
-
-
-@pytest.mark.parametrize(("bit", "code", "error"), [(20, "jmp *%rbx", I | P), (21, "mov (%rbx),%eax", P)])
-def test_smep_and_smap_if_offered(x86, bit, code, error):
-    b = x86(f"{code}; hlt")
-    b.map_page(PAGE, PAGE, 7)
-    b.ram[PAGE : PAGE + 1] = b"\xf4"
-    for n in range(0x400):
-        if n != PAGE >> 12:
-            b.map_page(n << 12, n << 12, 3)
-    c = b.long(rbx=PAGE)
-    offered = c.supported_cpuid(7)[1] >> (7 if bit == 20 else 20) & 1
-    if not offered:
-        pytest.skip("the engine's CPU has it not")
-    c.cr4 |= 1 << bit
-    t = b.fault(c)
-    assert (t.vector, t.error, c.cr2) == (PF, error, PAGE)
-
-
-def test_stac_opens_what_smap_closes(x86):
-    b = x86("stac; mov (%rbx),%eax; clac; mov (%rbx),%eax; hlt")
-    for n in range(0x400):
-        b.map_page(n << 12, n << 12, 7 if n == PAGE >> 12 else 3)
-    b.set_word(PAGE, 0x55, 4)
-    c = b.long(rbx=PAGE)
-    if not c.supported_cpuid(7)[1] >> 20 & 1:
-        pytest.skip("the engine's CPU has no SMAP")
-    c.cr4 |= 1 << 21
-    t = b.fault(c)
-    assert (t.vector, t.error, c.gpr[RAX]) == (PF, P, 0x55)
-
-
-def test_a_store_over_two_pages_is_whole_or_not_at_all(x86):
-    b = x86("mov %rax,-4(%rbx); hlt")
-    b.map_page(PAGE, PAGE, 5)
-    c = b.long(rbx=PAGE, rax=0x1122334455667788)
-    t = b.fault(c)
-    assert (t.vector, t.error, c.cr2) == (PF, W | P, PAGE)
-    assert b.word(PAGE - 4) == 0
-    b.map_page(PAGE, PAGE)
-    b.end(c)
-    assert b.word(PAGE - 4) == 0x1122334455667788
-
-
-def test_a_fault_in_a_repeated_move_leaves_the_rest_to_do(x86):
-    b = x86("rep movsb; hlt")
-    b.map_page(PAGE, PAGE, 5)
-    c = b.long(rsi=DATA, rdi=PAGE - 100, rcx=300)
-    b.ram[DATA : DATA + 300] = bytes(k % 251 for k in range(300))
-    t = b.fault(c)
-    assert (t.vector, c.cr2, c.gpr[RCX], c.gpr[7], c.gpr[6]) == (PF, PAGE, 200, PAGE, DATA + 100)
-    b.map_page(PAGE, PAGE)
-    b.end(c)
-    assert bytes(b.ram[PAGE - 100 : PAGE + 200]) == bytes(k % 251 for k in range(300))
-
-
-def test_accessed_and_dirty_bits(x86):
-    b = x86("mov (%rbx),%eax; hlt; mov %eax,(%rbx); hlt")
-    c = b.long(rbx=PAGE)
-    entry = b.pte(PAGE)
-    b.end(c)
-    assert b.word(entry) == PAGE | 0x27
-    b.end(c)
-    assert b.word(entry) == PAGE | 0x67
-
-
-def test_invlpg_and_cr3_forget_a_translation_but_not_a_global_one(x86):
-    b = x86(
-        """
-        mov (%rbx),%eax
-        mov %rdi,(%rsi)           # map the page elsewhere
-        invlpg (%rbx)
-        mov (%rbx),%ecx
-        hlt
-        mov %r8,(%rsi)
-        mov %cr3,%rdx
-        mov %rdx,%cr3
-        mov (%rbx),%edx
-        hlt
-        """
-    )
-    b.set_word(PAGE, 1, 4)
-    b.set_word(PAGE + 0x1000, 2, 4)
-    c = b.long(rbx=PAGE, rsi=b.pte(PAGE), rdi=PAGE + 0x1007, r8=PAGE | 7)
-    b.end(c)
-    assert (c.gpr[RAX], c.gpr[RCX]) == (1, 2)
-    b.end(c)
-    assert c.gpr[2] == 1
-
-
-def test_a_new_table_of_the_host_takes_effect(x86):
-    b = x86("mov (%rbx),%eax; hlt; jmp .-3; .balign 16; mov (%rbx),%eax; hlt")
-    b.set_word(PAGE, 1, 4)
-    b.set_word(PAGE + 0x1000, 2, 4)
-    c = b.long(rbx=PAGE)
-    b.end(c)
-    assert c.gpr[RAX] == 1
-    b.map_page(PAGE, PAGE + 0x1000)
-    c.cr3 = c.cr3
-    c.rip = 0x1010
-    b.end(c)
-    assert c.gpr[RAX] == 2
-
-
-def test_page_faults_in_32_bits(x86):
-    b = x86(f"mov $1f,%ebp; 1: movl $5,{0x40_0000 + 0x120:#x}; hlt", bits=32)
-    c = b.protected(paging=True, user=True)
-    b.set_word(0x38000 + 4, 0x40_0000 | 0x85, 4)  # 4 MB page, read-only
-    t = b.fault(c, 32)
-    assert (t.vector, t.error, c.cr2, t.ip, t.cs & 3) == (PF, U | W | P, 0x40_0120, c.gpr[5], 3)
-
-
-# Segment limits (32 bits).
-
-LIMITS = {
-    "byte at the limit": ("mov %ds:0xfff,%al", None),
-    "byte over the limit": ("mov %ds:0x1000,%al", GP),
-    "word over the limit": ("mov %ds:0xfff,%ax", GP),
-    "dword over the limit": ("mov %ds:0xffd,%eax", GP),
-    "dword at the limit": ("mov %ds:0xffc,%eax", None),
-    "store over the limit": ("mov %eax,%ds:0x2000", GP),
-}
-
-
-@pytest.mark.parametrize("what", LIMITS)
-def test_segment_limits(x86, what):
-    code, vector = LIMITS[what]
-    b = x86(f"mov ${SMALL},%eax; mov %eax,%ds; mov $1f,%ebp; 1: {code}; hlt", bits=32)
-    c = b.protected()
-    if vector is None:
-        b.end(c, 32)
-    else:
-        t = b.fault(c, 32)
-        assert (t.vector, t.error, t.ip) == (vector, 0, c.gpr[5])
-
-
-@pytest.mark.parametrize(("offset", "faults"), [(0x1000, 0), (0xFFF, 1), (0, 1), (0xFFFFFFFC - 0x100000, 0)])
-def test_expand_down_segments(x86, offset, faults):
-    b = x86(f"mov ${DOWN},%eax; mov %eax,%ds; mov $1f,%ebp; 1: mov %ds:{offset},%eax; hlt", bits=32)
-    c = b.protected()
-    if faults:
-        t = b.fault(c, 32)
-        assert (t.vector, t.error, t.ip) == (GP, 0, c.gpr[5])
-    else:
-        event = go(c)
-        assert event[0] in (Event.HLT, Event.MMIO_READ)
-        assert b.trap(c, 32) is None
-
-
-SEGMENTS = {
-    "stack over the limit": (f"mov ${SMALL},%eax; mov %eax,%ss; mov $0x2000,%esp; 1: mov (%esp),%eax", SSF, 0),
-    "store to read-only": (f"mov ${READONLY},%eax; mov %eax,%ds; 1: mov %eax,%ds:0x100000", GP, 0),
-    "load of a null segment": ("xor %eax,%eax; mov %eax,%ds; 1: mov %ds:0x100000,%eax", GP, 0),
-    "store to code": ("1: mov %eax,%cs:0x100000", GP, 0),
-    "load of execute-only code": (f"ljmp ${EXEC_ONLY},$2f; 2: 1: mov %cs:0x100000,%eax", GP, 0),
-    "jump to absent code": (f"1: ljmp ${CODE_ABSENT},$0x1000", NP, CODE_ABSENT),
-    "jump to data": (f"1: ljmp ${DATA0},$0x1000", GP, DATA0),
-    "jump to null": ("1: ljmp $0,$0x1000", GP, 0),
-    "call of ring 3 code": ("1: lcall $0x1b,$0x1000", GP, 0x18),
-    "absent LDT": ("mov $0x68,%eax; 1: lldt %ax", GP, 0x68),
-    "iret to another task with no link": (
-        "pushf; orl $0x4000,(%esp); popf; 1: iret",
-        TS,
-        0,
-    ),
-}
-
-
-@pytest.mark.parametrize("what", SEGMENTS)
-def test_segment_faults(x86, what):
-    code, vector, error = SEGMENTS[what]
-    b = x86(f"mov $1f,%ebp; {code}; hlt", bits=32)
-    if what == "stack over the limit":
-        # The fault's frame needs a stack: a task gate would do, a wider limit does too.
-        b.load(f"mov $1f,%ebp; {code}; hlt", bits=32)
-        c = b.protected(user=False)
-        assert go(c)[0] == Event.SHUTDOWN
-        return
-    t = b.fault(c := b.protected(), 32)
-    assert (t.vector, t.error, t.ip) == (vector, error, c.gpr[5])
-
-
-def test_a_user_stack_over_its_limit(x86):
-    b = x86("mov $1f,%ebp; 1: push %eax; hlt", bits=32)
-    c = b.protected(user=True, rsp=0x2000)
-    c.set_segment(2, (0x23, 0, 0xFFF, 0x40F3))
-    t = b.fault(c, 32)
-    assert (t.vector, t.error, t.ip, t.sp) == (SSF, 0, c.gpr[5], 0x2000)
-
-
-def test_a_jump_over_the_code_limit(x86):
-    b = x86("1: jmp 0x3000", bits=32)
-    c = b.protected()
-    c.set_segment(1, (0x38, 0, 0x1FFF, 0x409B))
-    t = b.fault(c, 32)
-    assert (t.vector, t.error) == (GP, 0)
-
-
 # Double and triple faults.
 
 
@@ -538,6 +292,7 @@ def test_a_fault_in_delivering_one_is_a_double_fault(x86):
     assert (t.vector, t.error, t.ip, c.cr2) == (DF, 0, c.gpr[15], 1 << 46)
 
 
+@bug(GATES)
 def test_a_benign_exception_in_delivering_one_is_not(x86):
     b = x86(f"{AT}1: ud2")
     b.set_word(IDT64 + 16 * UD, 0)
@@ -584,7 +339,7 @@ def test_pending_exceptions_come_before_the_next_instruction(x86):
 def test_hypercalls_are_events(x86, code):
     b = x86(f"{AT}mov $9,%eax; {code}; 1: hlt")
     c = b.long()
-    assert go(c)[0] == Event.HVC
+    assert go(c) == (Event.HYPERCALL, 0, 0, 0)
     assert (c.rip, c.gpr[RAX]) == (c.gpr[15], 9)
     c.gpr[RAX] = 3
     b.end(c)

@@ -19,7 +19,6 @@ from x86_board import (
     RSI,
     TSS64,
     TSS64_SEL,
-    bug,
     go,
 )
 
@@ -152,7 +151,7 @@ def test_port_io_at_every_mode(x86):
 
 
 @pytest.mark.parametrize(("size", "register"), [(1, "al"), (2, "ax"), (4, "eax")])
-@pytest.mark.parametrize("how", ["ltr", pytest.param("set", marks=bug("a TR set busy makes the bitmap check fail"))])
+@pytest.mark.parametrize("how", ["ltr", "set"])
 def test_user_port_io_needs_every_bit_of_the_bitmap(x86, size, register, how):
     b = x86(f"""
         lea 1f(%rip),%r15
