@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import api_x86_uses
 import pytest
 from fake_backend import FakeBackend
 
@@ -27,6 +28,7 @@ ATTRIBUTED: dict[str, Use] = {
 USES: dict[type, dict[str, Use]] = {
     Kvm: HANDLE
     | CAPABLE
+    | api_x86_uses.KVM
     | {
         "api_version": lambda h: h.api_version(),
         "vcpu_mmap_size": lambda h: h.vcpu_mmap_size(),
@@ -36,6 +38,7 @@ USES: dict[type, dict[str, Use]] = {
     | CAPABLE
     | CONFIGURABLE
     | ATTRIBUTED
+    | api_x86_uses.VM
     | {
         "create_vcpu": lambda h: h.create_vcpu(0),
         "create_device": lambda h: h.create_device(5),
@@ -55,6 +58,7 @@ USES: dict[type, dict[str, Use]] = {
     Vcpu: HANDLE
     | CONFIGURABLE
     | ATTRIBUTED
+    | api_x86_uses.VCPU
     | {
         "run": lambda h: h.run(),
         "kick": lambda h: h.kick(),

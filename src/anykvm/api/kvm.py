@@ -6,10 +6,11 @@ from __future__ import annotations
 from anykvm.api.backend import Backend, resolve
 from anykvm.api.handle import Capable
 from anykvm.api.vm import Vm
+from anykvm.api.x86 import X86System
 from anykvm.uapi.common import KVM_CREATE_VM, KVM_GET_API_VERSION, KVM_GET_VCPU_MMAP_SIZE
 
 
-class Kvm(Capable):
+class Kvm(Capable, X86System):
     """The system handle.
 
     ``backend`` is ``"auto"`` (the machine's /dev/kvm where it runs guests of ``arch``, else software),

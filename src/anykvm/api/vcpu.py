@@ -16,6 +16,7 @@ from anykvm.api.exits import Exit, Interrupted
 from anykvm.api.handle import Attributed, Configurable
 from anykvm.api.memory import Slots
 from anykvm.api.stats import Stats
+from anykvm.api.x86_vcpu import X86Cpu
 from anykvm.uapi.arm64 import (
     KVM_ARM_VCPU_FINALIZE,
     KVM_ARM_VCPU_INIT,
@@ -44,7 +45,7 @@ from anykvm.uapi.common import (
 _SIGSET_BYTES = 8
 
 
-class Vcpu(Configurable, Attributed):
+class Vcpu(Configurable, Attributed, X86Cpu):
     """A virtual CPU. Made by :meth:`Vm.create_vcpu`; run it on one thread, kick it from any.
 
     Closing the handle unmaps the run page; the vCPU itself goes with its VM.

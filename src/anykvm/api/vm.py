@@ -12,6 +12,7 @@ from anykvm.api.stats import Stats
 from anykvm.api.vcpu import Vcpu
 from anykvm.api.vm_interrupts import Interrupts
 from anykvm.api.vm_memory import MemorySlots
+from anykvm.api.x86_vm import X86Machine
 from anykvm.uapi.arm64 import KVM_ARM_PREFERRED_TARGET, KVM_ARM_SET_DEVICE_ADDR, KvmArmDeviceAddr, KvmVcpuInit
 from anykvm.uapi.common import (
     KVM_CREATE_DEVICE,
@@ -22,7 +23,7 @@ from anykvm.uapi.common import (
 )
 
 
-class Vm(MemorySlots, Interrupts, Capable, Configurable, Attributed):
+class Vm(MemorySlots, Interrupts, Capable, Configurable, Attributed, X86Machine):
     """A virtual machine: its memory, vCPUs, devices and interrupts.
 
     Made by :meth:`Kvm.create_vm`. Closing the handle leaves the VM alive until its vCPUs and devices are closed too.
