@@ -227,6 +227,7 @@ def test_nothing_is_served_before_driver_ok(disk_file: Path) -> None:
         (lambda folder: folder, "cannot be opened"),
         (lambda folder: Path("/dev/null"), "neither a file nor a block device"),
         (lambda folder: Path("a\0b"), "cannot be opened"),
+        (lambda folder: Path("/proc/self/mem"), "has no size"),
         (lambda folder: _empty(folder), "no whole sector"),
     ],
 )

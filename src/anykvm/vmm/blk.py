@@ -58,7 +58,10 @@ class Disk:
             kind = os.fstat(self._fd).st_mode
             if not (stat.S_ISREG(kind) or stat.S_ISBLK(kind)):
                 raise VmmError(f"disk {path} is neither a file nor a block device: check --disk")
-            size = os.lseek(self._fd, 0, os.SEEK_END)
+            try:
+                size = os.lseek(self._fd, 0, os.SEEK_END)
+            except OSError as error:
+                raise VmmError(f"disk {path} has no size ({error.strerror}): check --disk") from None
             if size < SECTOR_SIZE:
                 raise VmmError(f"disk {path} has no whole sector ({size} bytes): make it larger with truncate -s 1G")
         except VmmError:
