@@ -140,6 +140,23 @@ def test_any_error_becomes_one_line(call, monkeypatch, error: BaseException, sta
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_unwinds_what_is_going_on(call, monkeypatch, number: signal.Signals) -> None:
+    undone = []
+
+    def killed(**_: object) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            undone.append(number)
+
+    monkeypatch.setattr(check.check, "callback", killed)
+    assert call("check") == (128 + number, "", f"anykvm: ended by {number.name}\n")
+    assert undone == [number]
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
 def test_a_guest_error_is_one_line(call, monkeypatch, tmp_path: Path) -> None:
     from anykvm.guests import GuestError
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, Final
 
 import click
@@ -28,6 +32,36 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
 
 class _Interrupted(Exception):
     """Ctrl-C: click would print an empty line before it passes on its own exception."""
+
+
+class _Ended(BaseException):
+    """A signal that asks the process to end."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Where SIGTERM or SIGHUP would end the process on the spot, unwind it: no program is left running, no file half done.
+
+    A second one does end it on the spot.
+    """
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise _Ended(number)
+
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in taken:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class _Commands(click.Group):
@@ -72,7 +106,8 @@ def anykvm() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status. What goes wrong is told in one line."""
     try:
-        status: Any = anykvm.main(args=arguments, prog_name="anykvm", standalone_mode=False)
+        with _signals():
+            status: Any = anykvm.main(args=arguments, prog_name="anykvm", standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
         return status if isinstance(status, int) else 0
@@ -90,6 +125,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (_Interrupted, KeyboardInterrupt, click.Abort):
         messages.error("interrupted")
         return EXIT_INTERRUPTED
+    except _Ended as ended:
+        messages.error(f"ended by {signal.Signals(ended.number).name}")
+        return 128 + ended.number
     except BrokenPipeError:
         # Whoever read our output has gone, and wants to hear nothing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
