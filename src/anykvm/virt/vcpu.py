@@ -251,7 +251,9 @@ class VcpuFile(KvmFile):
                     return vcpu.run_ioctl(arg)
                 return vcpu.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
         finally:
-            self._leave()
+            self._entered.pop()
+            if self.closed:
+                self._left()
 
     def map(self, length: int) -> memoryview:
         """Give the first ``length`` bytes of the run page to userspace; EINVAL, EBADF.
@@ -266,18 +268,18 @@ class VcpuFile(KvmFile):
                 raise OSError(errno.EINVAL, f"{length} bytes of a vCPU cannot be mapped")
             return self.vcpu.page[:length]
         finally:
-            self._leave()
+            self._entered.pop()
+            if self.closed:
+                self._left()
 
-    def _leave(self) -> None:
-        self._entered.pop()
-        if self.closed and not self._entered:
+    def _left(self) -> None:
+        if not self._entered:
             self._drop()
 
     def release(self) -> None:
         """Drop the VM reference, unless an ioctl is in progress, which then does it."""
         self.closed = True
-        if not self._entered:
-            self._drop()
+        self._left()
 
     def _drop(self) -> None:
         try:
