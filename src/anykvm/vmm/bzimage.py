@@ -76,7 +76,7 @@ class Layout:
 def load_kernel(path: Path) -> KernelImage:
     """The bzImage at `path`; ``VmmError`` says in one line what is wrong with it."""
     head = read_head(path, "kernel", _HEAD_SIZE)
-    if len(head) < _HEADER_MOST or head[0x202:0x206] != _MAGIC or _u16(head, 0x1FE) != _BOOT_FLAG:
+    if len(head) < _HEADER_MOST or head[0x202:0x206] != _MAGIC:
         raise VmmError(f"kernel {path} is {describe(head)}: {_WANTED}")
     version = _u16(head, 0x206)
     if version < _OLDEST:
@@ -104,6 +104,7 @@ def load_kernel(path: Path) -> KernelImage:
     )
     power_of_two = image.alignment & (image.alignment - 1) == 0
     wrong = (
+        _u16(head, 0x1FE) != _BOOT_FLAG,
         len(image.setup_header) < 0x264 - _HEADER_START,
         size <= _ENTRY_64,
         not size <= image.memory_size <= _MOST_MEMORY,
