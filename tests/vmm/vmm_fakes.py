@@ -18,6 +18,8 @@ from anykvm.uapi import arm64, common
 from anykvm.vmm import memory, serial
 
 IMAGE_SIZE = 0x3000
+PIO_OFFSET = 4096
+"""Where in the run page ports' data are."""
 
 
 def make_image(
@@ -107,6 +109,7 @@ class FakeBackend:
 
     name = "fake"
     arch = "arm64"
+    guest: type[Guest] = Guest
 
     def __init__(self, program: Callable[[Guest, int], Program], *, max_vcpus: int = 512, no_gic: int | None = None):
         self.program = program
@@ -155,7 +158,7 @@ class FakeBackend:
                 if self.fail_create is not None:
                     raise OSError(self.fail_create, os.strerror(self.fail_create))
                 vcpu = self._new(("vcpu", arg))
-                self.running[vcpu] = self.program(Guest(), arg)
+                self.running[vcpu] = self.program(self.guest(), arg)
                 self.kicks[vcpu] = threading.Event()
                 return vcpu
             case common.KVM_CREATE_DEVICE:
@@ -198,6 +201,8 @@ class FakeBackend:
         answer: Any = None
         if last is not None and last[0] == "read":
             answer = int.from_bytes(bytes(run.mmio.data)[: last[2]], "little")
+        elif last is not None and last[0] == "in":
+            answer = bytes(page[PIO_OFFSET : PIO_OFFSET + last[2] * last[3]])
         self.last.pop(fd, None)
         while True:
             if self.kicks[fd].is_set() or run.immediate_exit:
@@ -221,6 +226,15 @@ class FakeBackend:
                     run.system_event.type = kind
                 case ("reason", number):
                     run.exit_reason = number
+                case ("in", port, size, count):
+                    run.exit_reason = common.KVM_EXIT_IO
+                    run.io.direction, run.io.size, run.io.port, run.io.count = common.KVM_EXIT_IO_IN, size, port, count
+                    run.io.data_offset = PIO_OFFSET
+                case ("out", port, size, data):
+                    run.exit_reason = common.KVM_EXIT_IO
+                    run.io.direction, run.io.size, run.io.port = common.KVM_EXIT_IO_OUT, size, port
+                    run.io.count, run.io.data_offset = len(data) // size, PIO_OFFSET
+                    page[PIO_OFFSET : PIO_OFFSET + len(data)] = data
                 case ("write", address, data):
                     run.exit_reason = common.KVM_EXIT_MMIO
                     run.mmio.phys_addr, run.mmio.len, run.mmio.is_write = address, len(data), 1

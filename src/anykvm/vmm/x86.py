@@ -91,9 +91,7 @@ class X86:
         ports.attach(x86_map.RTC_PORT, 2, Cmos())
         ports.attach(x86_map.PM_PORT, x86_power.PM1_SIZE, x86_power.PowerManagement(board.finish), width=2)
         ports.attach(x86_map.RESET_PORT, 1, x86_power.ResetControl(board.finish))
-        keyboard = x86_power.KeyboardController(board.finish)
-        ports.attach(x86_map.KEYBOARD_PORT, 1, keyboard)
-        ports.attach(x86_map.KEYBOARD_PORT + 4, 1, keyboard)
+        ports.attach(x86_map.KEYBOARD_PORT, 1, x86_power.KeyboardController(board.finish))
         return uart
 
     def virtio_slot(self, index: int) -> Region:

@@ -74,7 +74,7 @@ class ResetControl:
 
 
 class KeyboardController:
-    """Ports 0x60 (data) and 0x64 (status and commands): no keyboard, but the reset line."""
+    """Port 0x64, status and commands: no keyboard, but the reset line."""
 
     def __init__(self, finish: Finish) -> None:
         self._finish = finish
@@ -85,5 +85,5 @@ class KeyboardController:
 
     def write(self, offset: int, size: int, value: int) -> None:
         """The command 0xfe resets; all else is ignored."""
-        if offset == 4 and value == _PULSE_RESET:
+        if value == _PULSE_RESET:
             self._finish(Outcome(Kind.RESET))
