@@ -7,14 +7,12 @@ CREATE_PIT2), ``Documentation/arch/x86/boot.rst``.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final
 
 from anykvm.api import Kvm, Vcpu, Vm
-from anykvm.uapi import x86
 
 from . import acpi, bzimage, x86_cpuid, x86_entry, x86_map, x86_power
 from .cmos import Cmos
@@ -55,7 +53,7 @@ class X86:
 
     def address_bits(self, kvm: Kvm) -> int:
         """As the CPU says it."""
-        self._cpuid = x86_cpuid.supported(kvm)
+        self._cpuid = kvm.get_supported_cpuid()
         sizes = [leaf.eax & 0xFF for leaf in self._cpuid if leaf.function == _ADDRESS_SIZES]
         return sizes[0] if sizes else _DEFAULT_ADDRESS_BITS
 
@@ -70,17 +68,15 @@ class X86:
     def create_interrupt_controller(self, stack: ExitStack, kvm: Kvm, vm: Vm) -> None:
         """PICs, IOAPIC and PIT; local APICs come with the vCPUs."""
         self._tsc_deadline = x86_cpuid.has_tsc_deadline(kvm)
-        identity_map = ctypes.c_uint64(x86_map.IDENTITY_MAP)
-        vm.ioctl(x86.KVM_SET_IDENTITY_MAP_ADDR, ctypes.addressof(identity_map))
-        vm.ioctl(x86.KVM_SET_TSS_ADDR, x86_map.TSS)
+        vm.set_identity_map_addr(x86_map.IDENTITY_MAP)
+        vm.set_tss_addr(x86_map.TSS)
         vm.create_irqchip()
-        vm.ioctl(x86.KVM_CREATE_PIT2, x86.KvmPitConfig(flags=x86.KVM_PIT_SPEAKER_DUMMY))
+        vm.create_pit2(speaker=True)
 
     def init_vcpus(self, vm: Vm, vcpus: list[Vcpu]) -> None:
         """CPUID and MSRs; those but the first wait for the guest to start them (INIT and SIPI)."""
         for index, vcpu in enumerate(vcpus):
-            leaves = x86_cpuid.for_vcpu(self._cpuid, index, len(vcpus), tsc_deadline=self._tsc_deadline)
-            x86_cpuid.set_cpuid(vcpu, leaves)
+            vcpu.set_cpuid2(x86_cpuid.for_vcpu(self._cpuid, index, len(vcpus), tsc_deadline=self._tsc_deadline))
             x86_entry.set_msrs(vcpu)
 
     def add_devices(self, board: Board) -> Uart16550:

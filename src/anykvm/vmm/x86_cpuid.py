@@ -8,78 +8,23 @@ thread each; a vCPU's APIC id is its number.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from anykvm.api import Kvm, Vcpu
+from anykvm.api import Kvm
+from anykvm.api.x86 import CpuidEntry
 from anykvm.uapi import common, x86
 
-_FIRST_GUESS: Final = 64
-_MOST: Final = 1024
 _HTT: Final = 1 << 28  # leaf 1, edx: more than one logical CPU in the package
 _LEVEL_THREAD: Final = 1
 _LEVEL_CORE: Final = 2
 
 
-@dataclass(frozen=True)
-class Leaf:
-    """One answer of the CPUID instruction."""
-
-    function: int
-    index: int
-    flags: int
-    eax: int
-    ebx: int
-    ecx: int
-    edx: int
-
-
-def supported(kvm: Kvm) -> list[Leaf]:
-    """All that this KVM can give a vCPU."""
-    room = _FIRST_GUESS
-    while True:
-        buffer, head = _buffer(room)
-        try:
-            kvm.ioctl(x86.KVM_GET_SUPPORTED_CPUID, buffer)
-        except OSError as error:
-            if error.errno != errno.E2BIG or room >= _MOST:
-                raise
-            room *= 2
-            continue
-        entries = _entries(buffer, head.nent)
-        return [Leaf(*(getattr(entry, field) for field in Leaf.__dataclass_fields__)) for entry in entries]
-
-
-def set_cpuid(vcpu: Vcpu, leaves: list[Leaf]) -> None:
-    """Give a vCPU its answers."""
-    buffer, _ = _buffer(len(leaves))
-    for entry, leaf in zip(_entries(buffer, len(leaves)), leaves, strict=True):
-        for field in Leaf.__dataclass_fields__:
-            setattr(entry, field, getattr(leaf, field))
-    vcpu.ioctl(x86.KVM_SET_CPUID2, buffer)
-
-
-def _buffer(count: int) -> tuple[ctypes.Array[ctypes.c_char], x86.KvmCpuid2]:
-    size = ctypes.sizeof(x86.KvmCpuid2) + count * ctypes.sizeof(x86.KvmCpuidEntry2)
-    buffer = ctypes.create_string_buffer(size)
-    head = x86.KvmCpuid2.from_buffer(buffer)
-    head.nent = count
-    return buffer, head
-
-
-def _entries(buffer: ctypes.Array[ctypes.c_char], count: int) -> Iterable[x86.KvmCpuidEntry2]:
-    array = x86.KvmCpuidEntry2 * count
-    entries: Iterable[x86.KvmCpuidEntry2] = array.from_buffer(buffer, ctypes.sizeof(x86.KvmCpuid2))
-    return entries
-
-
-def for_vcpu(leaves: Iterable[Leaf], apic_id: int, vcpus: int, *, tsc_deadline: bool = False) -> list[Leaf]:
+def for_vcpu(leaves: Iterable[CpuidEntry], apic_id: int, vcpus: int, *, tsc_deadline: bool = False) -> list[CpuidEntry]:
     """The leaves with a vCPU's own topology in them, and the TSC-deadline timer where KVM has one."""
     bits = (vcpus - 1).bit_length()
-    found: list[Leaf] = []
+    found: list[CpuidEntry] = []
     for leaf in leaves:
         match leaf.function:
             case 1:
@@ -104,7 +49,7 @@ def for_vcpu(leaves: Iterable[Leaf], apic_id: int, vcpus: int, *, tsc_deadline: 
     return found
 
 
-def _levels(leaf: Leaf, apic_id: int, vcpus: int, bits: int) -> list[Leaf]:
+def _levels(leaf: CpuidEntry, apic_id: int, vcpus: int, bits: int) -> list[CpuidEntry]:
     """Leaf 0xb or 0x1f: the threads of a core, the cores of the package, and the end."""
     base = replace(leaf, flags=leaf.flags | x86.KVM_CPUID_FLAG_SIGNIFCANT_INDEX, edx=apic_id)
     return [

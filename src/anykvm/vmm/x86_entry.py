@@ -7,7 +7,6 @@ Sources: ``Documentation/arch/x86/boot.rst``, "64-bit Boot Protocol"; Intel SDM 
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from typing import Final
 
@@ -55,8 +54,7 @@ def page_tables() -> bytes:
 
 def enter_linux(vcpu: Vcpu, entry: int, boot_params: int) -> None:
     """Set the boot vCPU's registers; both arguments are guest-physical addresses."""
-    sregs = x86.KvmSregs()
-    vcpu.ioctl(x86.KVM_GET_SREGS, sregs)
+    sregs = vcpu.get_sregs()
     _segment(sregs.cs, _CODE)
     for segment in (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs):
         _segment(segment, _DATA)
@@ -67,9 +65,8 @@ def enter_linux(vcpu: Vcpu, entry: int, boot_params: int) -> None:
     sregs.cr3 = x86_map.PAGE_TABLES
     sregs.cr4 = x86.X86_CR4_PAE
     sregs.efer |= _EFER_LME | _EFER_LMA
-    vcpu.ioctl(x86.KVM_SET_SREGS, sregs)
-    regs = x86.KvmRegs(rip=entry, rsi=boot_params, rsp=x86_map.BOOT_STACK, rflags=x86.X86_EFLAGS_FIXED)
-    vcpu.ioctl(x86.KVM_SET_REGS, regs)
+    vcpu.set_sregs(sregs)
+    vcpu.set_regs(x86.KvmRegs(rip=entry, rsi=boot_params, rsp=x86_map.BOOT_STACK, rflags=x86.X86_EFLAGS_FIXED))
 
 
 def _segment(segment: x86.KvmSegment, selector: int) -> None:
@@ -86,17 +83,10 @@ def _segment(segment: x86.KvmSegment, selector: int) -> None:
 
 def set_msrs(vcpu: Vcpu) -> None:
     """What firmware leaves in every CPU: fast string operations, and memory that is cached."""
-    registers = {_MISC_ENABLE: _FAST_STRINGS, _MTRR_DEFAULT: _MTRR_ON_WRITE_BACK}
-    for index, value in registers.items():
-        buffer = ctypes.create_string_buffer(ctypes.sizeof(x86.KvmMsrs) + ctypes.sizeof(x86.KvmMsrEntry))
-        x86.KvmMsrs.from_buffer(buffer).nmsrs = 1
-        entry = x86.KvmMsrEntry.from_buffer(buffer, ctypes.sizeof(x86.KvmMsrs))
-        entry.index, entry.data = index, value
-        vcpu.ioctl(x86.KVM_SET_MSRS, buffer)  # one that this KVM does not have stays as it is
+    for index, value in ((_MISC_ENABLE, _FAST_STRINGS), (_MTRR_DEFAULT, _MTRR_ON_WRITE_BACK)):
+        vcpu.set_msrs({index: value})  # one that this KVM does not have stays as it is
 
 
 def program_counter(vcpu: Vcpu) -> int:
     """Where a vCPU is, for a message."""
-    regs = x86.KvmRegs()
-    vcpu.ioctl(x86.KVM_GET_REGS, regs)
-    return int(regs.rip)
+    return int(vcpu.get_regs().rip)
