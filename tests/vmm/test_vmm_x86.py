@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
+import os
 import struct
 import threading
 import time
@@ -74,6 +76,26 @@ def test_the_vm_is_built_as_the_kernel_wants_it(tmp_path: Path) -> None:
     # The others wait for the guest to start them: nobody sets their registers.
     assert list(backend.regs) == [0]
     assert {(vcpu, index) for vcpu, index, _ in backend.msrs} == {(v, i) for v in (0, 1) for i in (0x1A0, 0x2FF)}
+
+
+def test_a_vcpu_that_waited_for_its_start_runs_again(tmp_path: Path) -> None:
+    def program(guest: PcGuest, vcpu_id: int) -> Program:
+        if vcpu_id:
+            yield from guest.power_off()
+        yield from guest.forever()
+
+    class Sleeper(FakePc):
+        slept = False
+
+        def _run(self, fd: int) -> int:
+            if self.files[fd][1] and not self.slept:
+                self.slept = True
+                raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            return super()._run(fd)
+
+    machine = run(Sleeper(program), config(tmp_path, vcpus=2))
+    assert machine.outcome == Outcome(Kind.POWER_OFF)
+    assert machine.reports[1].exits["started"] == 1
 
 
 def test_linux_is_entered_in_64_bit_mode(tmp_path: Path) -> None:

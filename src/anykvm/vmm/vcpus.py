@@ -84,7 +84,11 @@ class VcpuThread:
         self.started = time.monotonic()
         while not self._stopping:
             before = clock()
-            exit = run()
+            try:
+                exit = run()
+            except BlockingIOError:  # x86: it waited for its start, and INIT and SIPI have come (EAGAIN)
+                exits["started"] += 1
+                continue
             report.run_seconds += (clock() - before) / 1e9
             match exit:
                 case MmioWrite(address, data):
