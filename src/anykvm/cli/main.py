@@ -43,7 +43,7 @@ class _Ended(BaseException):
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Where SIGTERM or SIGHUP would end the process on the spot, unwind it: no program is left running, no file half done.
+    """Where SIGTERM or SIGHUP would end the process on the spot, unwind it: no program stays, no file is half done.
 
     A second one does end it on the spot.
     """
