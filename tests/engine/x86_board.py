@@ -274,6 +274,35 @@ def go(cpu: X86Cpu, value: int = 0, *, seconds: float = 20) -> tuple[int, int, i
         timer.cancel()
 
 
+class Runner(threading.Thread):
+    """Runs a cpu on a thread of its own to the first event that is not a kick; kicks are counted."""
+
+    def __init__(self, cpu: X86Cpu) -> None:
+        super().__init__(daemon=True)
+        self.cpu = cpu
+        self.kicks = 0
+        self.stop = False
+        self.event: tuple[int, int, int, int] | None = None
+        self.start()
+
+    def run(self) -> None:
+        while (event := self.cpu.run())[0] == Event.KICK and not self.stop:
+            self.kicks += 1
+        self.event = event
+
+    def result(self, timeout: float = 60) -> tuple[int, int, int, int]:
+        """Waits for the event."""
+        self.join(timeout)
+        late = self.is_alive()
+        if late:
+            self.stop = True
+            self.cpu.kick()
+            self.join(10)
+        assert not late, f"the guest did not end: rip {self.cpu.rip:#x} {[hex(v) for v in self.cpu.gpr]}"
+        assert self.event is not None
+        return self.event
+
+
 def bug(reason: str) -> pytest.MarkDecorator:
     """What the engine does not do as the processor does, yet."""
     return pytest.mark.xfail(strict=True, reason=reason)
