@@ -39,6 +39,7 @@ class X86Base(Cpu):
     rflags: int
     tsc: int
     tsc_khz: int
+    tsc_offset: int
     want_window: bool
     nmi_pending: bool
     injected: int

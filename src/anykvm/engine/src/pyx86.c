@@ -196,6 +196,23 @@ static int set_tsc_khz(struct cpu *c, PyObject *value, void *unused)
     return 0;
 }
 
+static PyObject *get_tsc_offset(struct cpu *c, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLongLong(c->x86.tsc_offset);
+}
+
+static int set_tsc_offset(struct cpu *c, PyObject *value, void *unused)
+{
+    uint64_t v = value ? PyLong_AsUnsignedLongLongMask(value) : 0;
+
+    (void)unused;
+    if (!value || PyErr_Occurred())
+        return -1;
+    c->x86.tsc_offset = (int64_t)v;
+    return 0;
+}
+
 static PyObject *get_window(struct cpu *c, void *unused)
 {
     (void)unused;
@@ -241,6 +258,7 @@ static PyGetSetDef getset[] = {
     {"rflags", (getter)get_rflags, (setter)set_rflags, "RFLAGS.", NULL},
     {"tsc", (getter)get_tsc, (setter)set_tsc, "The time-stamp counter now.", NULL},
     {"tsc_khz", (getter)get_tsc_khz, (setter)set_tsc_khz, "Its rate in kHz.", NULL},
+    {"tsc_offset", (getter)get_tsc_offset, (setter)set_tsc_offset, "What it is ahead of the host's scaled clock.", NULL},
     {"want_window", (getter)get_window, (setter)set_window, "Come out when the guest can take an interrupt.", NULL},
     {"nmi_pending", (getter)get_nmi, NULL, "An NMI waits.", NULL},
     {"injected", (getter)get_pending, NULL, "The vector that waits to be delivered, or -1.", NULL},
