@@ -8,13 +8,23 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 extra=${1:-}
 
+failed() {
+    echo "anykvm: $1 failed, as said above: is there space here ($(pwd)), and a package index to reach?" >&2
+    exit 1
+}
+
+if [ ! -w . ] || { [ -e .venv ] && [ ! -w .venv ]; }; then
+    echo "anykvm is built in its own folder, and $(id -un) may not write to $(pwd): make a clone of your own" >&2
+    exit 1
+fi
+
 identity=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)' 2>/dev/null || true)
 identity="$identity $(pwd)"
 if [ "$(cat .venv/.python 2>/dev/null || true)" != "$identity" ] || ! .venv/bin/python -c '' 2>/dev/null; then
     sh scripts/check-host.sh
     echo "anykvm: making .venv" >&2
     rm -rf .venv
-    "$python" -m venv .venv
+    "$python" -m venv .venv || failed "making .venv"
     printf '%s\n' "$identity" >.venv/.python
 fi
 
@@ -25,7 +35,7 @@ if [ "$(cat .venv/.installed 2>/dev/null || true)" != "$sources" ]; then
     echo "anykvm: building and installing (the first time takes a minute)" >&2
     # What setuptools built before may hold modules that are no longer there.
     rm -rf build/lib* build/bdist*
-    .venv/bin/python -m pip install --disable-pip-version-check .
+    .venv/bin/python -m pip install --disable-pip-version-check . || failed "installing anykvm"
     printf '%s\n' "$sources" >.venv/.installed
 fi
 
@@ -36,7 +46,8 @@ print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependenc
     if [ "$(cat ".venv/.extra-$extra" 2>/dev/null || true)" != "$wanted" ]; then
         # Not as ".[extra]", which would build everything again.
         printf '%s\n' "$wanted" >.venv/requirements.txt
-        .venv/bin/python -m pip install --disable-pip-version-check -r .venv/requirements.txt
+        .venv/bin/python -m pip install --disable-pip-version-check -r .venv/requirements.txt ||
+            failed "installing what the tests need"
         printf '%s\n' "$wanted" >".venv/.extra-$extra"
     fi
 fi
