@@ -92,6 +92,10 @@ def test_the_fadt_says_how_to_power_off_and_reset() -> None:
     assert struct.unpack_from("<BBBBQB", fadt, 116) == (1, 8, 0, 1, x86_map.RESET_PORT, x86_power.RESET_VALUE)
     assert struct.unpack_from("<BBBBQ", fadt, 148) == (1, 32, 0, 3, x86_map.PM_PORT)
     assert struct.unpack_from("<BBBBQ", fadt, 172) == (1, 16, 0, 2, x86_map.PM_PORT + 4)
+    assert struct.unpack_from("<I", fadt, 76) == (x86_map.PM_PORT + 8,)
+    assert fadt[91] == 4
+    assert struct.unpack_from("<BBBBQ", fadt, 208) == (1, 32, 0, 3, x86_map.PM_PORT + 8)
+    assert flags & 1 << 8
     arch = struct.unpack_from("<H", fadt, 109)[0]
     assert not arch & 2  # no 8042 to look for
     assert not arch & 1 << 5  # a clock

@@ -162,6 +162,15 @@ def test_enabled_events_can_be_read_back_and_none_happens() -> None:
     assert power.read(0, 2) == 0
 
 
+@given(st.integers(0, 1 << 62))
+def test_the_timer_counts_at_its_rate_and_wraps(now: int) -> None:
+    timer = x86_power.PowerTimer(lambda: now)
+    value = timer.read(0, 4)
+    assert value == now * 3_579_545 // 10**9 % (1 << 32)
+    timer.write(0, 4, 0)
+    assert b"".join(timer.read(offset, 1).to_bytes(1, "little") for offset in range(4)) == value.to_bytes(4, "little")
+
+
 def test_resets() -> None:
     ended = Ended()
     control = x86_power.ResetControl(ended.append)

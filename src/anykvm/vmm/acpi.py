@@ -21,6 +21,7 @@ _C1_SUPPORTED: Final = 1 << 2
 _NO_POWER_BUTTON: Final = 1 << 4
 _NO_SLEEP_BUTTON: Final = 1 << 5
 _NO_RTC_WAKE: Final = 1 << 6
+_TIMER_32_BITS: Final = 1 << 8
 _RESET_REGISTER: Final = 1 << 10
 
 # IAPC_BOOT_ARCH: there are ISA devices; there is no 8042, VGA, MSI, ASPM.
@@ -89,18 +90,20 @@ def _register(port: int, bits: int) -> bytes:
 def _fadt(facs: int, dsdt: int) -> bytes:
     event = x86_map.PM_PORT
     control = event + x86_power.PM1_CONTROL
+    timer = event + x86_power.PM_TIMER
     flags = _WBINVD | _C1_SUPPORTED | _NO_POWER_BUTTON | _NO_SLEEP_BUTTON | _NO_RTC_WAKE | _RESET_REGISTER
+    flags |= _TIMER_32_BITS
     none = _register(0, 0)
     body = struct.pack("<IIBBHI4x", facs, dsdt, 0, 0, x86_map.SCI_IRQ, 0)
     # Event, control, PM2 control, timer, GPE0, GPE1 as ports, then their lengths in bytes.
-    body += struct.pack("<8I", event, 0, control, 0, 0, 0, 0, 0) + bytes((4, 2, 0, 0, 0, 0, 0, 0))
+    body += struct.pack("<8I", event, 0, control, 0, 0, timer, 0, 0) + bytes((4, 2, 0, 4, 0, 0, 0, 0))
     body += struct.pack("<HHHHBB", _NO_C2, _NO_C3, 0, 0, 0, 0)
     body += struct.pack("<BBBHBI", 0, 0, cmos.CENTURY, _LEGACY_DEVICES | _NO_VGA | _NO_MSI | _NO_ASPM, 0, flags)
     body += _register(x86_map.RESET_PORT, 8) + struct.pack("<BHB", x86_power.RESET_VALUE, 0, 0)
     # A 64-bit address counts where it is not zero; the FACS has its 32-bit one alone, as there may be but one.
     body += struct.pack("<QQ", 0, dsdt)
     body += _register(event, 32) + none + _register(control, 16) + none
-    body += none * 4  # PM2 control, timer, GPE0, GPE1
+    body += none + _register(timer, 32) + none * 2  # PM2 control, timer, GPE0, GPE1
     body += none * 2 + struct.pack("<8s", _OEM)  # sleep control and status (of reduced hardware), hypervisor
     return _table(b"FACP", 6, body)
 

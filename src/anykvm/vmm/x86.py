@@ -86,6 +86,7 @@ class X86:
         ports.attach(x86_map.UART_PORT, PORTS, uart)
         ports.attach(x86_map.RTC_PORT, 2, Cmos())
         ports.attach(x86_map.PM_PORT, x86_power.PM1_SIZE, x86_power.PowerManagement(board.finish), width=2)
+        ports.attach(x86_map.PM_PORT + x86_power.PM_TIMER, 4, x86_power.PowerTimer(), width=4)
         ports.attach(x86_map.RESET_PORT, 1, x86_power.ResetControl(board.finish))
         ports.attach(x86_map.KEYBOARD_PORT, 1, x86_power.KeyboardController(board.finish))
         return uart
