@@ -135,7 +135,7 @@ def debug_exit(exit: Debug) -> KvmDebugExitArch:
 def msr_exit(exit: ArchExit) -> RunMsr:
     """What KVM_EXIT_X86_RDMSR or KVM_EXIT_X86_WRMSR says: index, reason, and the data written.
 
-    Answer in the run page: ``RunMsr.from_buffer(vcpu.run_page.hw)``, its ``data`` or ``error``.
+    Answer in the run page, by ``data`` or ``error`` of ``RunMsr.from_buffer(vcpu.run_page, KvmRun.hw.offset)``.
 
     >>> msr_exit(ArchExit(29, "KVM_EXIT_X86_RDMSR", bytes(12) + bytes([16]) + bytes(243))).index
     16

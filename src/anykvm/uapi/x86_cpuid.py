@@ -101,6 +101,7 @@ CPUID_7_EBX_FSGSBASE: Final = 1 << 0
 CPUID_7_EBX_TSC_ADJUST: Final = 1 << 1
 CPUID_7_EBX_SMEP: Final = 1 << 7
 CPUID_7_EBX_INVPCID: Final = 1 << 10
+CPUID_7_EBX_MPX: Final = 1 << 14
 CPUID_7_EBX_SMAP: Final = 1 << 20
 CPUID_7_ECX_UMIP: Final = 1 << 2
 CPUID_7_ECX_PKU: Final = 1 << 3
