@@ -8,6 +8,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 # Unicorn's functions that the engine takes the place of (src/anykvm/engine/src/*.c has a __wrap_ of each).
+EXCHANGES = " ".join(f"helper_atomic_xchg{name}" for name in "b w_le l_le q_le w_be l_be q_be".split())
 WRAPPED = {
     "aarch64": """
         cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_gen_mb cpu_ldl_code
@@ -46,7 +47,11 @@ def engine() -> Extension:
         include_dirs=[str(home / "include")],
         extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"],
         extra_link_args=[
-            *(f"-Wl,--wrap={name}_{target}" for target, names in WRAPPED.items() for name in names.split()),
+            *(
+                f"-Wl,--wrap={name}_{target}"
+                for target, names in WRAPPED.items()
+                for name in f"{names} {EXCHANGES}".split()
+            ),
             "-Wl,--exclude-libs,ALL",
             str(archive),
             "-lpthread",

@@ -202,11 +202,14 @@ def test_every_wrapped_function_is_wrapped() -> None:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "WRAPPED"
     ]
     (table,) = tables
-    names = [f"{name}_{target}" for target, listed in table.items() for name in listed.split()]
+    exchanges = [f"helper_atomic_xchg{size}" for size in ("b", "w_le", "l_le", "q_le", "w_be", "l_be", "q_be")]
+    names = [f"{name}_{target}" for target, listed in table.items() for name in [*listed.split(), *exchanges]]
     files = [path.read_text() for path in sources("src/anykvm/engine/src", suffixes=(".c", ".h"))]
     written = {name for text in files for name in re.findall(r"^[a-z][\w *]*\b__wrap_(\w+)\(", text, re.MULTILINE)}
     # translate.h is written once for all targets.
     common = {name for text in files for name in re.findall(r"^void TARGET_WRAP\((\w+)\)", text, re.MULTILINE)}
+    sizes = {size for text in files for size in re.findall(r"^EXCHANGE\((\w+),", text, re.MULTILINE)}
+    common |= {f"helper_atomic_xchg{size}" for size in sizes}
     written |= {f"{name}_{target}" for name in common for target in table}
     assert sorted(names) == sorted(written)
 

@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from x86_board import DATA, LAST, RAX, RCX, RDX, Runner, bug, go
+from x86_board import DATA, LAST, RAX, RCX, RDX, Runner, go
 
 from anykvm.engine import Event
 
@@ -52,10 +52,6 @@ def test_compare_exchange_across_cpus(x86, size):
         assert b.word(DATA + 8) == -total & (1 << 64) - 1
 
 
-XCHG = "XCHG with memory is a load and a store to other cpus"
-
-
-@bug(XCHG, always=False)
 @pytest.mark.parametrize(("register", "size"), [("al", 1), ("ax", 2), ("eax", 4), ("rax", 8)])
 def test_xchg_across_cpus(x86, register, size):
     """Tokens are exchanged through one place: none is lost, none is doubled."""
@@ -69,7 +65,6 @@ def test_xchg_across_cpus(x86, register, size):
     assert sorted([b.word(DATA, size), *(r.cpu.gpr[RAX] & mask for r in runners)]) == [1, 2, 3, 4]
 
 
-@bug(XCHG, always=False)
 def test_a_lock_of_xchg_keeps_a_plain_counter(x86):
     n = 500_000
     b = x86(

@@ -78,3 +78,24 @@ void TARGET_WRAP(cpu_abort)(void *cs, const char *format, ...)
     FIELD(cs, CS_EXCEPTION_INDEX, int32_t) = EXCP_INTERRUPT;
     TARGET(cpu_loop_exit)(cs);
 }
+
+/* Unicorn exchanges by a load and a store, which is not atomic between cpus; its compare-and-exchange is. */
+#define EXCHANGE(name, type)                                                                                              \
+    type TARGET(helper_atomic_cmpxchg##name##_mmu)(void *env, uint64_t va, type expected, type value, uint32_t oi,        \
+                                                   uintptr_t ra);                                                        \
+    type TARGET_WRAP(helper_atomic_xchg##name)(void *env, uint64_t va, type value, uint32_t oi)                           \
+    {                                                                                                                     \
+        uintptr_t ra = (uintptr_t)__builtin_extract_return_addr(__builtin_return_address(0));                             \
+        type expected = 0, found;                                                                                         \
+                                                                                                                          \
+        while ((found = TARGET(helper_atomic_cmpxchg##name##_mmu)(env, va, expected, value, oi, ra)) != expected)         \
+            expected = found;                                                                                             \
+        return found;                                                                                                     \
+    }
+EXCHANGE(b, uint32_t)
+EXCHANGE(w_le, uint32_t)
+EXCHANGE(l_le, uint32_t)
+EXCHANGE(q_le, uint64_t)
+EXCHANGE(w_be, uint32_t)
+EXCHANGE(l_be, uint32_t)
+EXCHANGE(q_be, uint64_t)
