@@ -38,7 +38,7 @@ LATE: Final[dict[str, frozenset[str]]] = {
 }
 """The only modules that may name a package above them, and which."""
 
-LONGEST: Final = 450
+LONGEST: Final = frozenset({"tests/vmm/test_vmm_machine.py"})
 LONG: Final[dict[str, str]] = {}
 """Files over LONGEST lines, and why."""
 
