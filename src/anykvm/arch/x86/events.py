@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS (api.rst 4.31, 4.32): what is on its way to the guest.
+
+There is no system management mode, and exceptions have no payload: the engine delivers #DB and #PF with theirs.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from anykvm.uapi import x86 as uapi
+
+if TYPE_CHECKING:
+    from .vcpu import X86Vcpu
+
+REPORTED: Final = uapi.KVM_VCPUEVENT_VALID_NMI_PENDING | uapi.KVM_VCPUEVENT_VALID_SHADOW | uapi.KVM_VCPUEVENT_VALID_SMM
+ACCEPTED: Final = REPORTED | uapi.KVM_VCPUEVENT_VALID_SIPI_VECTOR
+_SHADOWS: Final = uapi.KVM_X86_SHADOW_INT_MOV_SS | uapi.KVM_X86_SHADOW_INT_STI
+
+
+def get(vcpu: X86Vcpu) -> uapi.KvmVcpuEvents:
+    """``struct kvm_vcpu_events``."""
+    cpu = vcpu.load()
+    events = uapi.KvmVcpuEvents(flags=REPORTED)
+    if vcpu.exception is not None:
+        vector, error_code = vcpu.exception
+        events.exception.injected = events.exception.pending = 1
+        events.exception.nr = vector
+        events.exception.has_error_code = error_code is not None
+        events.exception.error_code = error_code or 0
+    if vcpu.injected_irq is not None:
+        events.interrupt.injected = 1
+        events.interrupt.nr = vcpu.injected_irq
+    # The engine has one shadow for both.
+    events.interrupt.shadow = uapi.KVM_X86_SHADOW_INT_STI if cpu.shadow else 0
+    events.nmi.pending = vcpu.nmi_pending
+    events.nmi.masked = bool(cpu.nmi_masked)
+    return events
+
+
+def check(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
+    """EINVAL for unknown flags, an exception that is none, or system management mode."""
+    if events.flags & ~ACCEPTED:
+        raise OSError(errno.EINVAL, f"kvm_vcpu_events.flags {events.flags & ~ACCEPTED:#x} are not offered here")
+    exception = events.exception
+    if (exception.injected or exception.pending) and (exception.nr > 31 or exception.nr == uapi.NMI_VECTOR):
+        raise OSError(errno.EINVAL, f"there is no exception {exception.nr}")
+    if events.flags & uapi.KVM_VCPUEVENT_VALID_SMM and (
+        events.smi.smm or events.smi.pending or events.smi.smm_inside_nmi
+    ):
+        raise OSError(errno.EINVAL, "there is no system management mode here")
+
+
+def set_(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
+    """Replace what is on its way; EINVAL, and then nothing has changed."""
+    check(vcpu, events)
+    cpu = vcpu.coherent()
+    exception = events.exception
+    if exception.injected or exception.pending:
+        vcpu.exception = (exception.nr, exception.error_code if exception.has_error_code else None)
+    else:
+        vcpu.exception = None
+    if events.interrupt.injected:
+        vcpu.queue_interrupt(events.interrupt.nr)
+    else:
+        vcpu.queue_interrupt(None)
+    if events.flags & uapi.KVM_VCPUEVENT_VALID_SHADOW:
+        cpu.shadow = bool(events.interrupt.shadow & _SHADOWS)
+    if events.flags & uapi.KVM_VCPUEVENT_VALID_NMI_PENDING:
+        vcpu.nmi_pending = bool(events.nmi.pending)
+    if events.nmi.injected:
+        vcpu.nmi_pending = True
+    cpu.nmi_masked = bool(events.nmi.masked)
+    if events.flags & uapi.KVM_VCPUEVENT_VALID_SIPI_VECTOR and vcpu.lapic is not None:
+        vcpu.lapic.sipi_vector = events.sipi_vector & 0xFF
+    vcpu.attention = True

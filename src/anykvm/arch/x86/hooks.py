@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""x86 as common code sees it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+from anykvm.virt.hooks import ArchHooks
+from anykvm.virt.memory import SlotChange
+from anykvm.virt.services import Services
+
+from . import caps, run, system, vcpu_ioctl, vm_ioctl
+from .irqchip import DEFAULT_ROUTING, IRQCHIP_PINS
+from .vcpu import X86Vcpu
+from .vm import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, X86Vm
+
+if TYPE_CHECKING:
+    from anykvm.virt.device import DeviceOps
+    from anykvm.virt.memory import MemorySlot
+    from anykvm.virt.vcpu import Vcpu
+    from anykvm.virt.vm import Vm
+
+
+class X86Hooks(ArchHooks):
+    """The contract, for x86."""
+
+    name = "x86"
+    max_vcpus = KVM_MAX_VCPUS
+    max_vcpu_ids = KVM_MAX_VCPU_IDS
+    vcpu_mmap_size = 3 * 4096
+    user_mem_slots = 32764
+    irqchip_pins = IRQCHIP_PINS
+    vcpu_stats = run.STATS
+
+    def __init__(self) -> None:
+        # For requests of the system fd, which belong to no VM. Not shared with a parent process.
+        self._services: tuple[int, Services] | None = None
+
+    # The system fd.
+
+    def check_extension(self, cap: int, vm: Vm | None) -> int:
+        """KVM_CHECK_EXTENSION."""
+        return caps.check_extension(cap, vm)
+
+    def dev_ioctl(self, request: int, arg: int) -> int:
+        """x86's ioctls on the system fd; EINVAL."""
+        serve = system.IOCTLS.get(request)
+        if serve is None:
+            raise OSError(errno.EINVAL, f"request {request:#x} is not one of the system fd")
+        if self._services is None or self._services[0] != os.getpid():
+            self._services = os.getpid(), Services()
+        return serve(self._services[1], arg)
+
+    # A VM.
+
+    def vm_init(self, vm: Vm, vm_type: int) -> None:
+        """Make ``vm.arch``; EINVAL."""
+        vm.arch = X86Vm(vm, vm_type)
+
+    def vm_destroy(self, vm: Vm) -> None:
+        """Free ``vm.arch``."""
+        vm.arch.close()
+
+    def vm_ioctl(self, vm: Vm, request: int, arg: int) -> int:
+        """x86's ioctls on a VM fd; ENOTTY."""
+        serve = vm_ioctl.IOCTLS.get(request)
+        if serve is None:
+            raise OSError(errno.ENOTTY, f"request {request:#x} is not one of a VM fd")
+        return serve(vm, arg)
+
+    def vm_enable_cap(self, vm: Vm, cap: int, flags: int, args: tuple[int, int, int, int]) -> int:
+        """KVM_ENABLE_CAP on a VM fd; EINVAL."""
+        return caps.enable(vm, cap, flags, args)
+
+    # Memory.
+
+    def prepare_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
+        """Nothing is refused: a slot beyond the guest's address bits is never seen."""
+
+    def commit_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
+        """Map, unmap, or map anew."""
+        arch: X86Vm = vm.arch
+        if old is not None and new is not None:
+            with arch.machine.stopped():
+                arch.unmap(old)
+                arch.map(new)
+        elif old is not None:
+            arch.unmap(old)
+        elif new is not None:
+            arch.map(new)
+
+    def harvest_dirty(self, vm: Vm, slot: MemorySlot) -> bytes:
+        """Take the bitmap out of the engine's hands, atomically."""
+        return bytes(vm.arch.machine.harvest_dirty(slot.gpa))
+
+    def clear_dirty(self, vm: Vm, slot: MemorySlot, first_page: int, mask: bytes) -> None:
+        """Clear bits while no vCPU can set one."""
+        assert slot.dirty is not None
+        with vm.arch.machine.stopped():
+            slot.dirty.clear(first_page, mask)
+            pages = min(len(mask) * 8, slot.npages - first_page)
+            vm.arch.machine.reprotect(slot.gpa, first_page, pages)
+
+    # Interrupts.
+
+    def irqchip_in_kernel(self, vm: Vm) -> bool:
+        """Whether there are local APICs in the kernel, with or without the rest."""
+        return vm.arch.irqchip is not None
+
+    def can_set_irq_routing(self, vm: Vm) -> bool:
+        """Only with an in-kernel irqchip, full or split."""
+        return vm.arch.irqchip is not None
+
+    def irq_line(self, vm: Vm, irq: int, level: int) -> int:
+        """KVM_IRQ_LINE: a GSI; ENXIO without an in-kernel irqchip."""
+        vm.arch.chip()
+        return vm.irq.set_irq(irq, level)
+
+    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int) -> int:
+        """Drive a pin of a PIC or of the IOAPIC."""
+        return int(vm.arch.chip().set_irq(irqchip, pin, level))
+
+    def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
+        """Deliver a message to the local APICs."""
+        return int(vm.arch.chip().set_msi(address, data))
+
+    def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:
+        """GSIs 0 to 15 are pins of the PICs and of the IOAPIC, the others of the IOAPIC; none with a split irqchip."""
+        chip = vm.arch.irqchip
+        return list(DEFAULT_ROUTING) if chip is not None and not chip.split else []
+
+    def device_types(self) -> dict[int, type[DeviceOps]]:
+        """x86's in-kernel devices have requests of their own."""
+        return {}
+
+    # A vCPU: the four that make and unmake it.
+
+    def vcpu_precreate(self, vm: Vm, vcpu_id: int) -> None:
+        """EINVAL for an id above KVM_CAP_MAX_VCPU_ID, which is fixed from here on."""
+        arch: X86Vm = vm.arch
+        if not arch.max_vcpu_ids:
+            arch.max_vcpu_ids = KVM_MAX_VCPU_IDS
+        if vcpu_id >= arch.max_vcpu_ids:
+            raise OSError(errno.EINVAL, f"vcpu_id {vcpu_id} is too large: this VM has ids below {arch.max_vcpu_ids}")
+
+    def vcpu_create(self, vcpu: Vcpu) -> None:
+        """Build ``vcpu.arch``."""
+        vcpu.arch = arch = X86Vcpu(vcpu, vcpu.vm.arch)
+        with vcpu.arch_ladder as ladder:
+            arch.build(ladder)
+
+    def vcpu_postcreate(self, vcpu: Vcpu) -> None:
+        """The quirks that are disabled already; the TSC is synchronised when the CPU is first used."""
+        vcpu.vm.arch.apply_quirks(vcpu.arch)
+
+    def vcpu_destroy(self, vcpu: Vcpu) -> None:
+        """The ladder, backwards."""
+        vcpu.arch_ladder.unwind()
+
+    # A vCPU that exists.
+
+    def vcpu_ioctl(self, vcpu: Vcpu, request: int, arg: int) -> int:
+        """x86's ioctls on a vCPU fd; EINVAL."""
+        serve = vcpu_ioctl.IOCTLS.get(request)
+        if serve is None:
+            raise OSError(errno.EINVAL, f"request {request:#x} is not one of a vCPU fd")
+        return serve(vcpu.arch, arg)
+
+    def vcpu_run(self, vcpu: Vcpu) -> int:
+        """KVM_RUN."""
+        return run.vcpu_run(vcpu)
+
+    def vcpu_complete_io(self, vcpu: Vcpu) -> None:
+        """Finish the instruction userspace was asked about."""
+        vcpu.arch.complete_io()
+
+    def vcpu_kick(self, vcpu: Vcpu) -> None:
+        """Make the vCPU look up."""
+        vcpu.arch.kick()

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Whether a vCPU runs, halts, or waits for INIT and start-up (KVM_GET_MP_STATE, KVM_SET_MP_STATE; api.rst 4.38, 4.39).
+
+Without an in-kernel local APIC a vCPU is always runnable: HLT is an exit, and nothing could start it.
+"""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from anykvm.uapi import common
+
+if TYPE_CHECKING:
+    from .vcpu import X86Vcpu
+
+_WITH_LAPIC: Final = (
+    common.KVM_MP_STATE_RUNNABLE,
+    common.KVM_MP_STATE_UNINITIALIZED,
+    common.KVM_MP_STATE_INIT_RECEIVED,
+    common.KVM_MP_STATE_HALTED,
+    common.KVM_MP_STATE_SIPI_RECEIVED,
+)
+EVENT_SIPI: Final = 2
+
+
+class Sleep:
+    """Where a vCPU's thread sleeps; anyone may wake it.
+
+    Sleeping is taking a lock nobody holds back: whoever has a reason to wake the vCPU releases it, before it sleeps or
+    while it does, so no wake-up is lost. A needless one costs one more look at the reasons.
+    """
+
+    __slots__ = ("_lock", "asleep")
+
+    def __init__(self) -> None:
+        self.asleep = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """Make the sleeper look again."""
+        # RuntimeError: it has been told already and has not looked yet.
+        with suppress(RuntimeError):
+            self._lock.release()
+
+    def until(self, awake: Callable[[], bool]) -> None:
+        """Sleep until ``awake()``, which is asked again after each :meth:`wake`."""
+        self.asleep = True
+        try:
+            while not awake():
+                self._lock.acquire()
+        finally:
+            self.asleep = False
+
+
+def get(vcpu: X86Vcpu) -> int:
+    """KVM_GET_MP_STATE: INIT and start-up IPIs that wait are taken first."""
+    lapic = vcpu.lapic
+    if lapic is not None and lapic.pending_events:
+        lapic.accept_events()
+    if vcpu.mp_state == common.KVM_MP_STATE_HALTED and vcpu.pv_unhalted:
+        return common.KVM_MP_STATE_RUNNABLE
+    return vcpu.mp_state
+
+
+def set_(vcpu: X86Vcpu, state: int) -> None:
+    """KVM_SET_MP_STATE; EINVAL for a state x86 does not have, or one that needs an in-kernel local APIC."""
+    lapic = vcpu.lapic
+    if state not in _WITH_LAPIC:
+        raise OSError(errno.EINVAL, f"an x86 vCPU has no state {state}")
+    if lapic is None:
+        if state != common.KVM_MP_STATE_RUNNABLE:
+            raise OSError(errno.EINVAL, "without an in-kernel local APIC a vCPU is always runnable")
+    elif state == common.KVM_MP_STATE_SIPI_RECEIVED:
+        state = common.KVM_MP_STATE_INIT_RECEIVED
+        with lapic.bus.lock:
+            lapic.pending_events |= EVENT_SIPI
+    vcpu.mp_state = state
+    vcpu.pv_unhalted = False
+    vcpu.attention = True

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A vCPU's x86 half: what the create ladder builds, reset, the interrupt line into the CPU, half-done instructions.
+
+The CPU of the engine is cheap until its first use. ``load`` does that first use (registers set to their reset values,
+the line as it is now), so a vCPU that is only created and destroyed never pays for it.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from anykvm.engine import Cpu, Event
+from anykvm.uapi import common
+from anykvm.uapi import x86 as uapi
+from anykvm.uapi.run import KvmRun
+from anykvm.virt.ladder import Ladder
+from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
+
+from . import cpuid, debug, inject, regs, sysregs, timer
+from .engine import LINE_INTR
+from .mp_state import Sleep
+
+if TYPE_CHECKING:
+    from anykvm.virt.vcpu import Vcpu
+
+    from .engine import CpuidLeaf, CpuLike
+    from .irqchip import IrqChip
+    from .lapic import Lapic
+    from .vm import X86Vm
+
+EXIT_DATA: Final = KvmRun.mmio.offset
+PIO_PAGE: Final = 4096 * uapi.KVM_PIO_PAGE_OFFSET
+PIO_PAGE_SIZE: Final = 4096
+MCE_BANK_BYTES: Final = 4 * 8
+DEFAULT_MAXPHYADDR: Final = 36
+APIC_BASE_RESET: Final = 0xFEE00000
+APIC_BASE_KNOWN: Final = uapi.MSR_IA32_APICBASE_BSP | uapi.MSR_IA32_APICBASE_ENABLE
+
+MID_INSTRUCTION: Final = frozenset(
+    int(kind)
+    for kind in (
+        Event.MMIO_READ,
+        Event.MMIO_WRITE,
+        Event.PIO_READ,
+        Event.PIO_WRITE,
+        Event.MSR_READ,
+        Event.MSR_WRITE,
+        Event.CR8_WRITE,
+    )
+)
+"""Events in the middle of an instruction: it goes on with the next ``run``."""
+
+
+class X86Vcpu:
+    """``vcpu.arch``; also what its local APIC knows of it (:class:`.lapic.VcpuSide`).
+
+    ``reply`` says where in the run page userspace's answer to a half-done instruction will be (offset and bytes), None
+    if none is owed. ``attention`` makes the run loop look at everything that is not the guest itself: signals, NMIs,
+    INIT, a moved clock.
+    """
+
+    def __init__(self, vcpu: Vcpu, vm: X86Vm) -> None:
+        self.vcpu = vcpu
+        self.vm: X86Vm = vm
+        self.vcpu_id = vcpu.vcpu_id
+        self.cpu: CpuLike
+        self.words: memoryview[int]
+        self.lapic: Lapic | None = None
+        self.bsp = vcpu.vcpu_id == vm.boot_cpu_id
+        in_kernel = vm.irqchip is not None
+        runnable = not in_kernel or self.bsp
+        self.mp_state = common.KVM_MP_STATE_RUNNABLE if runnable else common.KVM_MP_STATE_UNINITIALIZED
+        self.user_apic_base = APIC_BASE_RESET | uapi.MSR_IA32_APICBASE_ENABLE | self.bsp * uapi.MSR_IA32_APICBASE_BSP
+        self.user_cr8 = 0
+        self.sleep = Sleep()
+        self.live = False
+        self.has_run = False
+        self.attention = False
+        self.cpuid: tuple[CpuidLeaf, ...] = ()
+        self.maxphyaddr = DEFAULT_MAXPHYADDR
+        self.msrs: dict[int, int] = {}
+        self.mcg_cap: int = sysregs.KVM_MAX_MCE_BANKS
+        self.mcg_ctl: int = 0
+        self.mce_banks: memoryview[int]
+        # What is on its way to the guest.
+        self.chip_line = False
+        self.injected_irq: int | None = None
+        self.exception: tuple[int, int | None] | None = None
+        self.nmi_pending = False
+        self.pv_unhalted = False
+        self.window = False
+        """Whether the engine has been asked to say when an interrupt can be taken."""
+        self.triple_fault = False
+        self.eoi_vector = -1
+        self.reported = False
+        """Whether the run page says already what it says after every KVM_RUN."""
+        # A half-done instruction.
+        self.reply: tuple[int, int] | None = None
+        self.msr_exit = False
+        self.owed: int | None = None
+        """What an instruction that KVM_RUN left half done (EINTR) goes on with."""
+        self.wanted_regs: tuple[bytes, bytes] | None = None
+        """The registers when an instruction was half done, and what userspace wrote then."""
+        # kvmclock.
+        self.system_time: int = 0
+        self.clock_stale = False
+        self.guest_stopped = False
+        self.guest_debug = 0
+        self.debug_dr7 = debug.DR7_RESET
+        self.tsc_khz = vm.default_tsc_khz
+
+    # The create ladder.
+
+    def build(self, ladder: Ladder) -> None:
+        """Build what a running vCPU uses, in the kernel's order: CPU, local APIC, port I/O page, MCE banks."""
+        services = self.vcpu.services
+        ladder.acquire("x86 vcpu", services.charge, services.free, "x86 vcpu", 0)
+        self.cpu = ladder.acquire("cpu", Cpu, _close_cpu, self.vm.machine)
+        chip = self.vm.irqchip
+        if chip is not None:
+            self.lapic = ladder.acquire("lapic", self._make_lapic, chip.free_lapic, chip)
+        self.words = ladder.acquire("run page words", vcpu_words, memoryview.release, self.vcpu)
+        # It is part of the mapping that the run page begins.
+        ladder.acquire("pio page", services.charge, services.free, "pio page", PIO_PAGE_SIZE)
+        banks = ladder.acquire(
+            "mce banks", services.alloc, services.free, "mce banks", sysregs.KVM_MAX_MCE_BANKS * MCE_BANK_BYTES
+        )
+        self.mce_banks = banks.view.cast("Q")
+
+    def _make_lapic(self, chip: IrqChip) -> Lapic:
+        return chip.create_lapic(self, bsp=self.bsp)
+
+    # The CPU.
+
+    def load(self) -> CpuLike:
+        """Give the CPU for use, made ready the first time."""
+        if not self.live:
+            cpu = self.cpu
+            cpu.reset()
+            if self.tsc_khz:
+                cpu.tsc_khz = self.tsc_khz
+            timer.start_tsc(self)
+            self._tell_cpuid()
+            inject.reset_registers(self, cpu)
+            self.live = True
+            self.drive_line()
+        return self.cpu
+
+    def coherent(self) -> CpuLike:
+        """Give the CPU with no instruction half done, so that registers can be written."""
+        cpu = self.load()
+        self.complete_io()
+        return cpu
+
+    @property
+    def mid_instruction(self) -> bool:
+        """Whether an instruction is half done."""
+        return self.cpu.parked in MID_INSTRUCTION
+
+    def drop_instruction(self) -> None:
+        """Give up the instruction that is half done, if one is."""
+        if self.mid_instruction:
+            self.cpu.abandon()
+        self.reply = self.owed = self.wanted_regs = None
+        self.msr_exit = False
+
+    def take_reply(self) -> int:
+        """What a half-done instruction goes on with: userspace's answer in the run page, or what is owed."""
+        reply = self.reply
+        if reply is None:
+            value, self.owed = self.owed or 0, None
+            return value
+        self.reply = None
+        offset, size = reply
+        page = self.vcpu.page
+        if self.msr_exit:
+            self.msr_exit = False
+            if page[EXIT_DATA]:
+                inject.general_protection(self.cpu)
+                return 0
+        return int.from_bytes(page[offset : offset + size], "little")
+
+    def get_regs(self) -> bytes:
+        """``struct kvm_regs``."""
+        cpu = self.load()
+        return self.wanted_regs[1] if self.wanted_regs is not None else regs.get(cpu)
+
+    def set_regs(self, data: bytes) -> None:
+        """Write ``struct kvm_regs``; while an instruction is half done, when it is finished."""
+        cpu = self.load()
+        if self.half_done:
+            self.wanted_regs = (self.wanted_regs[0] if self.wanted_regs is not None else regs.get(cpu), data)
+        else:
+            regs.set_(cpu, data)
+
+    @property
+    def half_done(self) -> bool:
+        """Whether an instruction waits for its answer."""
+        return self.reply is not None or self.owed is not None
+
+    def complete_io(self) -> None:
+        """Finish the instruction that is half done, if one is, and stop as soon after it as possible."""
+        if not self.half_done:
+            return
+        cpu = self.cpu
+        value = self.take_reply()
+        cpu.kick()
+        kind = cpu.run(value)[0]
+        # What the guest met next is met again: it is undone here, not remembered. An interrupt it was about to take
+        # (IRQ_ACK) is acknowledged when it runs again.
+        if kind in MID_INSTRUCTION:
+            cpu.abandon()
+        elif kind == Event.HLT:
+            cpu.rip -= 1
+        elif kind == Event.HYPERCALL:
+            cpu.rip -= 3
+        if self.wanted_regs is not None:
+            before, wanted = self.wanted_regs
+            self.wanted_regs = None
+            regs.merge(cpu, before, wanted)
+        self.attention = True
+
+    # CPUID.
+
+    def set_cpuid(self, leaves: tuple[CpuidLeaf, ...]) -> None:
+        """KVM_SET_CPUID2; EINVAL for a change once the vCPU has run."""
+        if self.has_run:
+            if leaves != self.cpuid:
+                raise OSError(errno.EINVAL, "a vCPU's CPUID is fixed once it has run")
+            return
+        self.cpuid = leaves
+        sizes = self.cpuid_leaf(0x80000008)
+        self.maxphyaddr = sizes[3] & 0xFF if sizes is not None and sizes[3] & 0xFF else DEFAULT_MAXPHYADDR
+        if self.live:
+            self._tell_cpuid()
+
+    def _tell_cpuid(self) -> None:
+        # Without one, everything reads as zero.
+        self.cpu.set_cpuid(list(self.cpuid) or [(0, 0, 0, 0, 0, 0, 0)])
+
+    def cpuid_leaf(self, function: int) -> CpuidLeaf | None:
+        """A leaf of this vCPU's CPUID."""
+        return cpuid.find(self.cpuid, function)
+
+    # The local APIC, in the kernel or userspace's.
+
+    @property
+    def apic_base(self) -> int:
+        """IA32_APIC_BASE."""
+        return self.lapic.base_msr if self.lapic is not None else self.user_apic_base
+
+    def check_apic_base(self, value: int, *, host: bool = True) -> None:
+        """EINVAL for reserved bits, and x2APIC mode, which is not offered."""
+        if value == self.apic_base:
+            return
+        if value >> self.maxphyaddr or value & 0xFFF & ~APIC_BASE_KNOWN:
+            raise OSError(errno.EINVAL, f"IA32_APIC_BASE cannot be {value:#x}")
+
+    def set_apic_base(self, value: int) -> None:
+        """Write IA32_APIC_BASE, which has been checked."""
+        if self.lapic is not None:
+            self.lapic.set_base(value)
+        else:
+            self.user_apic_base = value
+
+    @property
+    def cr8(self) -> int:
+        """The task priority."""
+        return self.lapic.cr8 if self.lapic is not None else self.user_cr8
+
+    def write_cr8(self, value: int) -> None:
+        """Set the task priority, from userspace."""
+        if self.lapic is not None:
+            self.lapic.set_cr8(value)
+        else:
+            self.user_cr8 = value
+        self.cpu.cr8 = value
+
+    def queue_interrupt(self, vector: int | None) -> None:
+        """Let the guest take this external interrupt as soon as it can; None takes it back."""
+        lapic = self.lapic
+        if lapic is not None:
+            with lapic.bus.lock:
+                self.injected_irq = vector
+                self._drive()
+        else:
+            self.injected_irq = vector
+            self._drive()
+
+    def drive_line(self) -> None:
+        """Bring the CPU's interrupt line in line with what is pending."""
+        if self.lapic is not None:
+            with self.lapic.bus.lock:
+                self._drive()
+        else:
+            self._drive()
+
+    def _drive(self) -> None:
+        if self.live:
+            self.cpu.set_irq(LINE_INTR, self.chip_line or self.injected_irq is not None)
+
+    def kick(self) -> None:
+        """Make the vCPU look at everything that is not the guest itself; from any thread."""
+        self.attention = True
+        if self.live:
+            self.cpu.kick()
+        self.sleep.wake()
+
+    # What the local APIC tells (VcpuSide).
+
+    def set_intr(self, level: bool) -> None:
+        """The local APIC's line, from any thread with the APIC bus's lock held."""
+        self.chip_line = level
+        if self.live:
+            self.cpu.set_irq(LINE_INTR, level or self.injected_irq is not None)
+        if level:
+            self.vcpu.stats.values[VCPU_IRQ_INJECTIONS] += 1
+            if self.sleep.asleep:
+                self.sleep.wake()
+
+    def nmi(self) -> None:
+        """An NMI has come, from any thread."""
+        self.nmi_pending = True
+        self.kick()
+
+    def apic_event(self) -> None:
+        """INIT or a start-up IPI waits, from any thread."""
+        self.kick()
+
+    def set_cr8(self, cr8: int) -> None:
+        """The guest wrote the task priority in its APIC page."""
+        self.cpu.cr8 = cr8
+
+    def init(self) -> None:
+        """INIT."""
+        inject.init(self)
+
+    def start(self, vector: int) -> None:
+        """A start-up IPI."""
+        inject.start(self, vector)
+
+    def ioapic_eoi(self, vector: int) -> None:
+        """The guest ended an interrupt of userspace's IOAPIC."""
+        self.eoi_vector = vector
+        self.attention = True
+
+
+def vcpu_words(vcpu: Vcpu) -> memoryview[int]:
+    """The run page and what follows it as 64-bit words."""
+    return vcpu.page.cast("Q")
+
+
+def _close_cpu(cpu: CpuLike) -> None:
+    cpu.close()

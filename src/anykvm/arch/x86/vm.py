@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A VM's x86 half: guest-physical memory in the engine, the interrupt controllers, time, the MSR policy."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from typing import TYPE_CHECKING, Final
+
+from anykvm.engine import Machine
+from anykvm.uapi import x86 as uapi
+
+from . import irqchip
+from .msr_filter import ALLOW_ALL, MsrFilter
+from .timer import KvmClock
+
+if TYPE_CHECKING:
+    from anykvm.virt.memory import MemorySlot
+    from anykvm.virt.vm import Vm
+
+    from .irqchip import IrqChip
+    from .vcpu import X86Vcpu
+
+KVM_X86_DEFAULT_VM: Final = 0
+KVM_MAX_VCPUS: Final = 1024
+KVM_MAX_VCPU_IDS: Final = 4096
+QUIRKS: Final = uapi.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+"""The quirks there are, all of which can be disabled (KVM_CAP_DISABLE_QUIRKS2)."""
+
+
+class X86Vm:
+    """``vm.arch``. EINVAL for a VM type other than the default one."""
+
+    def __init__(self, vm: Vm, vm_type: int) -> None:
+        if vm_type != KVM_X86_DEFAULT_VM:
+            raise OSError(errno.EINVAL, f"VM type {vm_type:#x} is not KVM_X86_DEFAULT_VM")
+        self.vm = vm
+        self.machine = Machine("x86")
+        self.irqchip: IrqChip | None = None
+        self.boot_cpu_id = 0
+        self.max_vcpu_ids = 0
+        """KVM_CAP_MAX_VCPU_ID; 0 until it is enabled or the first vCPU is made."""
+        self.tss_addr = 0
+        self.identity_map_addr = 0
+        self.default_tsc_khz = 0
+        """KVM_SET_TSC_KHZ on the VM; 0 is the engine's own rate."""
+        self.tsc_offset: int | None = None
+        self.clock = KvmClock(self)
+        self.user_space_msr = 0
+        self.msr_filter: MsrFilter = ALLOW_ALL
+        self.disabled_quirks = 0
+        self.config_lock = threading.Lock()
+
+    def close(self) -> None:
+        """Free what the VM holds; every vCPU is gone."""
+        if self.irqchip is not None:
+            self.irqchip.close()
+            self.irqchip = None
+        self.machine.close()
+
+    @property
+    def vcpus(self) -> list[X86Vcpu]:
+        """The vCPUs that are online, by vcpu_idx."""
+        vm = self.vm
+        return [vcpu.arch for vcpu in vm.vcpu_array[: vm.online_vcpus]]
+
+    # The interrupt controllers; the VM's lock is held.
+
+    def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP; EEXIST, EINVAL once there are vCPUs."""
+        self.irqchip = irqchip.create(self.vm)
+        self.vm.irq.set_default_routing()
+
+    def create_split_irqchip(self, reserved_pins: int) -> None:
+        """KVM_CAP_SPLIT_IRQCHIP; EINVAL, EEXIST."""
+        self.irqchip = irqchip.create_split(self.vm, reserved_pins)
+
+    def chip(self) -> IrqChip:
+        """The interrupt controllers; ENXIO without."""
+        if self.irqchip is None:
+            raise OSError(errno.ENXIO, "the VM has no in-kernel irqchip")
+        return self.irqchip
+
+    def disable_quirks(self, quirks: int) -> None:
+        """KVM_CAP_DISABLE_QUIRKS(2)."""
+        self.disabled_quirks |= quirks
+        for vcpu in self.vcpus:
+            self.apply_quirks(vcpu)
+
+    def apply_quirks(self, vcpu: X86Vcpu) -> None:
+        """Tell a vCPU's local APIC which quirks it has."""
+        if vcpu.lapic is not None:
+            vcpu.lapic.mmio_hole = not self.disabled_quirks & uapi.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+
+    # Memory: the engine's view of the slots, and ours of the guest's.
+
+    def unmap(self, slot: MemorySlot) -> None:
+        """Take a slot's memory from the guest."""
+        self.machine.unmap(slot.gpa)
+
+    def map(self, slot: MemorySlot) -> None:
+        """Give the guest a slot's memory."""
+        dirty = slot.dirty.address if slot.dirty is not None else 0
+        self.machine.map(slot.gpa, slot.size, slot.userspace_addr, readonly=slot.readonly, dirty=dirty)
+
+    def read_guest(self, gpa: int, size: int) -> bytes | None:
+        """Copy from guest-physical memory; None where there is none (or not all in one slot)."""
+        address = self.vm.memory.gpa_to_hva(gpa, size)
+        if address is None:
+            return None
+        try:
+            return self.vm.services.copy_from_user(address, size)
+        except OSError:
+            return None
+
+    def write_guest(self, gpa: int, data: bytes) -> bool:
+        """Copy to guest-physical memory, and mark it dirty; False where there is none."""
+        address = self.vm.memory.gpa_to_hva(gpa, len(data), write=True)
+        slot = self.vm.memory.find(gpa)
+        if address is None or slot is None:
+            return False
+        try:
+            self.vm.services.copy_to_user(address, data)
+        except OSError:
+            return False
+        if slot.dirty is not None:
+            first = gpa - slot.gpa >> 12
+            last = gpa + len(data) - 1 - slot.gpa >> 12
+            with self.machine.stopped():
+                for page in range(first, last + 1):
+                    slot.dirty.mark(page)
+        return True
