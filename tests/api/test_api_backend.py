@@ -30,6 +30,7 @@ def software(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
 def host_is(monkeypatch: pytest.MonkeyPatch, arch: str, reason: str | None) -> None:
     monkeypatch.setattr(anykvm.host, "host_arch", lambda: arch)
     monkeypatch.setattr(anykvm.host, "probe", lambda: reason)
+    monkeypatch.setattr(anykvm.host, "virtualises", lambda: True)
 
 
 def test_software(software: FakeBackend) -> None:
@@ -61,6 +62,10 @@ def test_auto_takes_software_otherwise(software: FakeBackend, monkeypatch: pytes
     assert resolve("auto", "arm64") is software
     host_is(monkeypatch, "arm64", "/dev/kvm is not there")
     assert resolve("auto", "arm64") is software
+    host_is(monkeypatch, "arm64", None)
+    monkeypatch.setattr(anykvm.host, "virtualises", lambda: False)
+    assert resolve("auto", "arm64") is software
+    assert resolve("host", "arm64").name == "host"
 
 
 def test_host_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:

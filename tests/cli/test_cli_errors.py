@@ -46,7 +46,7 @@ def fake(program: str, *arguments: str, **options: object) -> subprocess.Complet
     [
         (["bogus"], "no such command 'bogus'"),
         (["boot"], "missing argument 'ARCH'"),
-        (["boot", "x86"], "no machine for 'x86': choose one of arm64"),
+        (["boot", "vax"], "no machine for 'vax': choose one of arm64, x86"),
         (["hackbench", "vax"], "no machine for 'vax'"),
         (["boot", "arm64", "--bogus"], "no such option"),
         (["boot", "arm64", "--smp", "many"], "invalid value for '--smp'"),

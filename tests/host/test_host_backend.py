@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from anykvm.api import GuestMemory, Interrupted, Kvm, Vm
-from anykvm.host import HostBackend, host_arch, probe
+from anykvm.host import HostBackend, host_arch, probe, virtualises
 from anykvm.uapi import common
 
 pytestmark = pytest.mark.timeout(20)
@@ -221,3 +221,15 @@ def test_a_signal_is_an_exit_and_nothing_is_restarted(vm: Vm) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_whether_the_cpu_virtualises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr("anykvm.host.backend.host_arch", lambda: "x86")
+    for flags, answer in (("fpu vmx sse", True), ("fpu svm", True), ("fpu sse", False)):
+        cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
+        assert virtualises(str(cpuinfo)) is answer
+    assert virtualises(str(tmp_path / "absent"))
+    monkeypatch.setattr("anykvm.host.backend.host_arch", lambda: "arm64")
+    cpuinfo.write_text("Features : fp\n")
+    assert virtualises(str(cpuinfo))

@@ -64,7 +64,8 @@ def architectures() -> tuple[str, ...]:
 def resolve(name: str, arch: str) -> Backend:
     """Give the backend called ``name`` for guests of ``arch``.
 
-    ``auto`` is the machine's own /dev/kvm where it can be opened and runs such guests, else software.
+    ``auto`` is the machine's own /dev/kvm where it can be opened, runs such guests and the CPU virtualises them, else
+    software.
     Errors: ValueError for an unknown name, :class:`UnsupportedArchitecture`, :class:`BackendUnavailable`.
     """
     if name not in BACKENDS:
@@ -73,9 +74,12 @@ def resolve(name: str, arch: str) -> Backend:
         return _host(arch)
     if name == "auto":
         try:
-            return _host(arch)
+            backend = _host(arch)
         except (BackendUnavailable, UnsupportedArchitecture):
             pass  # software it is
+        else:
+            if importlib.import_module("anykvm.host").virtualises():
+                return backend
     return _software(arch)
 
 

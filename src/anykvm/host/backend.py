@@ -18,7 +18,13 @@ DEV_KVM: Final = "/dev/kvm"
 # What KVM_RUN is interrupted with: a real-time signal few programs use; its handler does nothing.
 KICK_SIGNAL: Final[int] = signal.SIGRTMIN + 6
 
-_ARCHITECTURES: Final = {"aarch64": "arm64", "ppc64le": "powerpc", "ppc64": "powerpc", "mips64": "mips"}
+_ARCHITECTURES: Final = {
+    "aarch64": "arm64",
+    "x86_64": "x86",
+    "ppc64le": "powerpc",
+    "ppc64": "powerpc",
+    "mips64": "mips",
+}
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc_ioctl: Final = _libc.ioctl
@@ -32,6 +38,22 @@ def host_arch() -> str:
     """The architecture whose guests this machine's /dev/kvm runs, by anykvm's names."""
     machine = os.uname().machine
     return _ARCHITECTURES.get(machine, machine)
+
+
+def virtualises(cpuinfo: str = "/proc/cpuinfo") -> bool:
+    """Whether the CPU runs guests itself.
+
+    An x86 KVM without VMX or SVM (kvm_pvm) takes guests through the kernel's instruction emulator: the ABI is there,
+    and an ordinary kernel is too much for it.
+    """
+    if host_arch() != "x86":
+        return True
+    try:
+        with open(cpuinfo, encoding="ascii", errors="replace") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        return True
+    return "vmx" in flags or "svm" in flags
 
 
 def probe(path: str = DEV_KVM) -> str | None:
