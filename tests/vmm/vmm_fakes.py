@@ -16,6 +16,7 @@ from typing import Any
 
 from anykvm.uapi import arm64, common
 from anykvm.vmm import memory, serial
+from anykvm.vmm.config import MachineConfig
 
 IMAGE_SIZE = 0x3000
 PIO_OFFSET = 4096
@@ -43,6 +44,12 @@ def write_image(folder: Path) -> Path:
     path = folder / "Image"
     path.write_bytes(make_image())
     return path
+
+
+def config(folder: Path, **changes: object) -> MachineConfig:
+    """A machine with a kernel in `folder`."""
+    values: dict[str, object] = {"kernel": write_image(folder), "memory": 128 * memory.MIB}
+    return MachineConfig(**(values | changes))  # type: ignore[arg-type]
 
 
 class FakeMemory:
