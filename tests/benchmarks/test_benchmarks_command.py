@@ -125,10 +125,10 @@ def test_table_shows_what_is_missed() -> None:
     assert " no " in text
 
 
-STUB = """#!{python}
-import os, pathlib, time
-pathlib.Path("{note}").write_text(str(os.getpid()))
-time.sleep(60)
+# Not the path of a Python: the first line of a script takes none with spaces.
+STUB = """#!/bin/sh
+echo $$ > '{note}'
+exec sleep 60
 """
 
 
@@ -141,7 +141,7 @@ signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 vmms.run(["{tmp_path}/guest"])
 """
     stub = tmp_path / "guest"
-    stub.write_text(STUB.format(python=sys.executable, note=note))
+    stub.write_text(STUB.format(note=note))
     stub.chmod(0o755)
     root = Path(command.__file__).parents[1]
     with subprocess.Popen([sys.executable, "-c", program], cwd=root) as process:
