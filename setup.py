@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 # Unicorn's functions that the engine takes the place of (src/anykvm/engine/src/*.c has a __wrap_ of each).
-EXCHANGES = " ".join(f"helper_atomic_xchg{name}" for name in "b w_le l_le q_le w_be l_be q_be".split())
+EXCHANGES = " ".join(f"helper_atomic_xchg{name}" for name in ["b", "w_le", "l_le", "q_le", "w_be", "l_be", "q_be"])
 WRAPPED = {
     "aarch64": """
         cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_gen_mb cpu_ldl_code
