@@ -21,9 +21,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, Final
 
+from . import uaccess
 from .mapping import Mapping, map_shared
 from .timers import Timer, TimerQueue
-from .uaccess import UserAccess
 
 PAGE_SIZE: Final = 4096
 USER_ADDRESS_LIMIT: Final = (1 << 47) - PAGE_SIZE if os.uname().machine == "x86_64" else 1 << 63
@@ -93,7 +93,7 @@ class Services:
 
     def __init__(self) -> None:
         self._held: dict[Hashable, tuple[str, str]] = {}
-        self._uaccess = UserAccess()
+        self._uaccess = uaccess.shared()
         self._timers = TimerQueue(self._start_timers)
         self.copy_from_user = self._uaccess.copy_from_user
         self.copy_to_user = self._uaccess.copy_to_user
@@ -271,10 +271,8 @@ class Services:
     def after_fork(self) -> None:
         """Start afresh in a forked child: the parent's threads are not there."""
         self._held.clear()
-        self._uaccess.reopen()
         self._timers = TimerQueue(self._start_timers)
 
     def close(self) -> None:
-        """End the timer thread and give the copy window back; nothing may be used after."""
+        """End the timer thread; nothing may be used after."""
         self._timers.close()
-        self._uaccess.close()

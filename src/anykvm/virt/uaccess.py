@@ -112,3 +112,15 @@ class UserAccess:
     def write_struct(self, address: int, value: ctypes.Structure | ctypes.Union) -> None:
         """Write a ctypes structure; EFAULT."""
         self.copy_to_user(address, bytes(value))
+
+
+_shared: list[UserAccess] = []
+
+
+def shared() -> UserAccess:
+    """Give the one instance of the process, made when it is first needed; it stays."""
+    if not _shared:
+        access = UserAccess()
+        os.register_at_fork(after_in_child=access.reopen)
+        _shared.append(access)
+    return _shared[0]
