@@ -80,7 +80,8 @@ class IrqRouting:
                     continue
             except OSError:
                 continue
-            result = taken + max(result, 0)
+            if taken >= 0:
+                result = taken + max(result, 0)
         return result
 
     def set_entries(self, entries: list[Route]) -> None:
