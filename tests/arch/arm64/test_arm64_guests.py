@@ -89,7 +89,8 @@ def test_virtual_timer_through_gicv2(board: Callable[..., Board]) -> None:
     assert guest.until_off() == [27, 5, 27, 5, 27, 5, 3]
     assert time.monotonic() - before >= 0.003
     stats = guest.vm.vcpu_array[0].stats.as_dict()
-    assert stats["wfi_exit_stat"] >= 3
+    # On a busy machine a tick may come before the guest gets to its WFI, which then does not sleep.
+    assert stats["wfi_exit_stat"] >= 1
     assert stats["irq_injections"] == 3
 
 
