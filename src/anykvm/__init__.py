@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    if not name.startswith("_"):
+    if name == "__all__" or not name.startswith("_"):
         api = importlib.import_module("anykvm.api")
-        if name in api.__all__:
+        if name in api.__all__ or name == "__all__":
             return getattr(api, name)
     raise AttributeError(f"module 'anykvm' has no attribute {name!r}")
 

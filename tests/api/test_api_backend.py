@@ -91,6 +91,9 @@ def test_architectures_are_names() -> None:
 def test_the_package_gives_the_apis_names() -> None:
     assert all(getattr(anykvm, name) is getattr(anykvm.api, name) for name in anykvm.api.__all__)
     assert set(anykvm.api.__all__) <= set(dir(anykvm))
+    names: dict[str, object] = {}
+    exec("from anykvm import *", names)
+    assert names["Kvm"] is anykvm.api.Kvm
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         anykvm.nothing  # noqa: B018
 

@@ -140,3 +140,11 @@ def test_a_vcpu_takes_one_descriptor_and_one_mapping(vm: Vm) -> None:
         vcpu.close()
     assert held()[0] == fds
     assert page.exit_reason == 0
+
+
+@pytest.mark.parametrize("address", [-1, 1 << 64, 1 << 70])
+def test_an_address_beyond_64_bits_is_not_cut_short(address: int) -> None:
+    with GuestMemory(4096) as memory, Kvm("software", arch="arm64") as kvm, kvm.create_vm() as vm:
+        with pytest.raises(ValueError, match="does not fit 64 bits"):
+            vm.set_user_memory_region(0, address, memory)
+        vm.set_user_memory_region(0, 0, memory)

@@ -55,7 +55,8 @@ class MemorySlots(Handle):
 
         The slot shows ``size`` bytes of ``memory`` from ``offset`` on (all of it by default) at ``guest_phys_addr``;
         all three are multiples of the page size. ``flags``: KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY. Errors:
-        EINVAL, EEXIST where another slot is, ENOMEM, EBADF; ValueError for a part of ``memory`` that is not in it.
+        EINVAL, EEXIST where another slot is, ENOMEM, EBADF; ValueError for a part of ``memory`` that is not in it, or
+        an address beyond 64 bits.
 
         >>> vm.set_user_memory_region(1, 0x8000_0000, memory)
         >>> vm.set_user_memory_region(2, 0x8000_0000, memory)
@@ -63,6 +64,8 @@ class MemorySlots(Handle):
         FileExistsError: [Errno 17] ...
         >>> vm.set_user_memory_region(1, 0, None)
         """
+        if not 0 <= guest_phys_addr < 1 << 64:
+            raise ValueError(f"guest_phys_addr {guest_phys_addr:#x} does not fit 64 bits")
         if memory is None:
             region = KvmUserspaceMemoryRegion(slot=slot, guest_phys_addr=guest_phys_addr)
             self.ioctl(KVM_SET_USER_MEMORY_REGION, region)
