@@ -280,14 +280,14 @@ def test_a_wake_before_the_sleep_is_not_lost() -> None:
     power.wake()
     power.wake()
     looks: list[int] = []
-    power.sleep_until(lambda: len(looks) >= 1 or bool(looks.append(1)))
+    power.until(lambda: len(looks) >= 1 or bool(looks.append(1)))
     assert not power.asleep
 
 
 def test_sleeping_costs_nothing() -> None:
     power = Power()
     done: list[int] = []
-    thread = threading.Thread(target=power.sleep_until, args=(lambda: bool(done),))
+    thread = threading.Thread(target=power.until, args=(lambda: bool(done),))
     used = time.process_time()
     thread.start()
     time.sleep(0.05)

@@ -7,9 +7,9 @@ import errno
 from typing import TYPE_CHECKING
 
 from anykvm.uapi import common
-from anykvm.virt.hooks import ArchHooks
 from anykvm.virt.memory import SlotChange
 
+from ..memory import EngineMemory
 from . import caps, run, vcpu_ioctl, vm_ioctl
 from . import irqchip as chip_inputs
 from .vcpu import Arm64Vcpu
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anykvm.virt.vm import Vm
 
 
-class Arm64Hooks(ArchHooks):
+class Arm64Hooks(EngineMemory):
     """The contract, for arm64."""
 
     name = "arm64"
@@ -70,31 +70,6 @@ class Arm64Hooks(ArchHooks):
         """EFAULT for a slot beyond the guest's address space."""
         if new is not None and new.gpa + new.size > vm.arch.ipa_size:
             raise OSError(errno.EFAULT, f"the slot ends beyond the guest's address space of {vm.arch.ipa_size:#x}")
-
-    def commit_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
-        """Map, unmap, or map anew."""
-        arch: Arm64Vm = vm.arch
-        if old is not None and new is not None:
-            with arch.machine.stopped():
-                arch.unmap(old)
-                arch.map(new)
-        elif old is not None:
-            arch.unmap(old)
-        elif new is not None:
-            arch.map(new)
-
-    def harvest_dirty(self, vm: Vm, slot: MemorySlot) -> bytes:
-        """Take the bitmap out of the engine's hands, atomically."""
-        return bytes(vm.arch.machine.harvest_dirty(slot.gpa))
-
-    def clear_dirty(self, vm: Vm, slot: MemorySlot, first_page: int, mask: bytes) -> None:
-        """Clear bits while no vCPU can set one."""
-        assert slot.dirty is not None
-        machine = vm.arch.machine
-        with machine.stopped():
-            slot.dirty.clear(first_page, mask)
-            pages = min(len(mask) * 8, slot.npages - first_page)
-            machine.reprotect(slot.gpa, first_page, pages)
 
     # Interrupts.
 

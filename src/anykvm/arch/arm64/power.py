@@ -3,10 +3,9 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
+
+from ..sleep import Sleep
 
 
 class ResetState(NamedTuple):
@@ -16,22 +15,16 @@ class ResetState(NamedTuple):
     x0: int
 
 
-class Power:
-    """A vCPU's power state. Any thread may change it; only the vCPU's own thread sleeps.
+class Power(Sleep):
+    """A vCPU's power state. Any thread may change it; only the vCPU's own thread sleeps."""
 
-    Sleeping is taking a lock nobody holds back: whoever has a reason to wake the vCPU releases it, before it sleeps or
-    while it does, so no wake-up is lost. A needless one costs one more look at the reasons.
-    """
-
-    __slots__ = ("_sleep", "asleep", "reset_state", "stopped", "suspended")
+    __slots__ = ("reset_state", "stopped", "suspended")
 
     def __init__(self) -> None:
+        super().__init__()
         self.stopped = False
         self.suspended = False
-        self.asleep = False
         self.reset_state: ResetState | None = None
-        self._sleep = threading.Lock()
-        self._sleep.acquire()
 
     def off(self) -> None:
         """Stop (PSCI CPU_OFF, KVM_MP_STATE_STOPPED). The caller kicks a vCPU that is in the guest."""
@@ -47,18 +40,3 @@ class Power:
     def suspend(self) -> None:
         """Sleep, before the guest goes on, until an interrupt comes (PSCI CPU_SUSPEND)."""
         self.suspended = True
-
-    def wake(self) -> None:
-        """Make the vCPU look whether it still has to sleep."""
-        # RuntimeError: it has been told already and has not looked yet.
-        with suppress(RuntimeError):
-            self._sleep.release()
-
-    def sleep_until(self, awake: Callable[[], bool]) -> None:
-        """Sleep on the host until ``awake()``; it is looked at again whenever :meth:`wake` is called."""
-        self.asleep = True
-        try:
-            while not awake():
-                self._sleep.acquire()
-        finally:
-            self.asleep = False

@@ -138,7 +138,7 @@ def attend(arch: Arm64Vcpu) -> None:
             vcpu.signal_pending = True
             vcpu.signal_exit()
         if power.stopped:
-            power.sleep_until(lambda: arch.attention or not power.stopped)
+            power.until(lambda: arch.attention or not power.stopped)
         elif power.suspended:
             power.suspended = False
             wait_for_interrupt(arch)
@@ -158,7 +158,7 @@ def wait_for_interrupt(arch: Arm64Vcpu) -> None:
     started = now()
     vcpu.stats.values[stats.BLOCKING] = 1
     try:
-        arch.power.sleep_until(arch.interrupt_pending)
+        arch.power.until(arch.interrupt_pending)
     finally:
         values = vcpu.stats.values
         values[stats.BLOCKING] = 0

@@ -17,7 +17,6 @@ from .timer import PTIMER_PPI, VTIMER_PPI
 from .vgic import VgicCpu
 
 if TYPE_CHECKING:
-    from anykvm.virt.memory import MemorySlot
     from anykvm.virt.vm import Vm
 
     from .irqchip import InKernelVgic
@@ -137,17 +136,6 @@ class Arm64Vm:
         if not idregs.acceptable(encoding, value):
             raise OSError(errno.EINVAL, f"identification register {encoding:#x} cannot be {value:#x}")
         self.id_regs[encoding] = value
-
-    # Memory: the engine's view of the slots.
-
-    def unmap(self, slot: MemorySlot) -> None:
-        """Take a slot's memory from the guest."""
-        self.machine.unmap(slot.gpa)
-
-    def map(self, slot: MemorySlot) -> None:
-        """Give the guest a slot's memory."""
-        dirty = slot.dirty.address if slot.dirty is not None else 0
-        self.machine.map(slot.gpa, slot.size, slot.userspace_addr, readonly=slot.readonly, dirty=dirty)
 
     # The interrupt controller.
 

@@ -7,10 +7,10 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-from anykvm.virt.hooks import ArchHooks
 from anykvm.virt.memory import SlotChange
 from anykvm.virt.services import Services
 
+from ..memory import EngineMemory
 from . import caps, run, system, vcpu_ioctl, vm_ioctl
 from .irqchip import DEFAULT_ROUTING, IRQCHIP_PINS
 from .vcpu import X86Vcpu
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from anykvm.virt.vm import Vm
 
 
-class X86Hooks(ArchHooks):
+class X86Hooks(EngineMemory):
     """The contract, for x86."""
 
     name = "x86"
@@ -78,30 +78,6 @@ class X86Hooks(ArchHooks):
 
     def prepare_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
         """Nothing is refused: a slot beyond the guest's address bits is never seen."""
-
-    def commit_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
-        """Map, unmap, or map anew."""
-        arch: X86Vm = vm.arch
-        if old is not None and new is not None:
-            with arch.machine.stopped():
-                arch.unmap(old)
-                arch.map(new)
-        elif old is not None:
-            arch.unmap(old)
-        elif new is not None:
-            arch.map(new)
-
-    def harvest_dirty(self, vm: Vm, slot: MemorySlot) -> bytes:
-        """Take the bitmap out of the engine's hands, atomically."""
-        return bytes(vm.arch.machine.harvest_dirty(slot.gpa))
-
-    def clear_dirty(self, vm: Vm, slot: MemorySlot, first_page: int, mask: bytes) -> None:
-        """Clear bits while no vCPU can set one."""
-        assert slot.dirty is not None
-        with vm.arch.machine.stopped():
-            slot.dirty.clear(first_page, mask)
-            pages = min(len(mask) * 8, slot.npages - first_page)
-            vm.arch.machine.reprotect(slot.gpa, first_page, pages)
 
     # Interrupts.
 

@@ -7,9 +7,6 @@ Without an in-kernel local APIC a vCPU is always runnable: HLT is an exit, and n
 from __future__ import annotations
 
 import errno
-import threading
-from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import common
@@ -25,36 +22,6 @@ _WITH_LAPIC: Final = (
     common.KVM_MP_STATE_SIPI_RECEIVED,
 )
 EVENT_SIPI: Final = 2
-
-
-class Sleep:
-    """Where a vCPU's thread sleeps; anyone may wake it.
-
-    Sleeping is taking a lock nobody holds back: whoever has a reason to wake the vCPU releases it, before it sleeps or
-    while it does, so no wake-up is lost. A needless one costs one more look at the reasons.
-    """
-
-    __slots__ = ("_lock", "asleep")
-
-    def __init__(self) -> None:
-        self.asleep = False
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def wake(self) -> None:
-        """Make the sleeper look again."""
-        # RuntimeError: it has been told already and has not looked yet.
-        with suppress(RuntimeError):
-            self._lock.release()
-
-    def until(self, awake: Callable[[], bool]) -> None:
-        """Sleep until ``awake()``, which is asked again after each :meth:`wake`."""
-        self.asleep = True
-        try:
-            while not awake():
-                self._lock.acquire()
-        finally:
-            self.asleep = False
 
 
 def get(vcpu: X86Vcpu) -> int:

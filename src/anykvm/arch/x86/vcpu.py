@@ -17,9 +17,9 @@ from anykvm.uapi.run import KvmRun
 from anykvm.virt.ladder import Ladder
 from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
+from ..sleep import Sleep
 from . import cpuid, debug, inject, regs, sysregs, timer
 from .engine import LINE_INTR
-from .mp_state import Sleep
 
 if TYPE_CHECKING:
     from anykvm.virt.vcpu import Vcpu

@@ -15,7 +15,6 @@ from .msr_filter import ALLOW_ALL, MsrFilter
 from .timer import KvmClock
 
 if TYPE_CHECKING:
-    from anykvm.virt.memory import MemorySlot
     from anykvm.virt.vm import Vm
 
     from .irqchip import IrqChip
@@ -92,16 +91,7 @@ class X86Vm:
         if vcpu.lapic is not None:
             vcpu.lapic.mmio_hole = not self.disabled_quirks & uapi.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
 
-    # Memory: the engine's view of the slots, and ours of the guest's.
-
-    def unmap(self, slot: MemorySlot) -> None:
-        """Take a slot's memory from the guest."""
-        self.machine.unmap(slot.gpa)
-
-    def map(self, slot: MemorySlot) -> None:
-        """Give the guest a slot's memory."""
-        dirty = slot.dirty.address if slot.dirty is not None else 0
-        self.machine.map(slot.gpa, slot.size, slot.userspace_addr, readonly=slot.readonly, dirty=dirty)
+    # Memory: our view of the guest's.
 
     def read_guest(self, gpa: int, size: int) -> bytes | None:
         """Copy from guest-physical memory; None where there is none (or not all in one slot)."""

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where an idle vCPU's thread sleeps."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+
+class Sleep:
+    """A place for a vCPU's own thread to sleep; anyone may wake it.
+
+    Sleeping is taking a lock nobody holds back: whoever has a reason to wake the vCPU releases it, before it sleeps or
+    while it does, so no wake-up is lost. A needless one costs one more look at the reasons.
+    """
+
+    __slots__ = ("_lock", "asleep")
+
+    def __init__(self) -> None:
+        self.asleep = False
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wake(self) -> None:
+        """Make the sleeper look again."""
+        # RuntimeError: it has been told already and has not looked yet.
+        with suppress(RuntimeError):
+            self._lock.release()
+
+    def until(self, awake: Callable[[], bool]) -> None:
+        """Sleep until ``awake()``, which is asked again after each :meth:`wake`."""
+        self.asleep = True
+        try:
+            while not awake():
+                self._lock.acquire()
+        finally:
+            self.asleep = False
