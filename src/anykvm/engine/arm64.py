@@ -17,7 +17,7 @@ _PSTATE: Final = 265
 _FPCR: Final = 291
 _FPSR: Final = 292
 
-# Offsets into the target's state; src/layout.h has the same ones, checked when the module loads.
+# Offsets into the target's state: of the pinned Unicorn only, as those of src/layout.h are.
 _XREGS: Final = 64
 _PC: Final = 320
 _BANKED_SPSR: Final = 352

@@ -9,7 +9,7 @@ from typing import Final
 
 from anykvm.engine import _engine
 
-# Offsets into the target's state; src/layout.h has the same ones, checked when the module loads.
+# Offsets into the target's state: of the pinned Unicorn only, as those of src/layout.h are.
 _REGS: Final = 0
 _RIP: Final = 128
 _HFLAGS: Final = 176

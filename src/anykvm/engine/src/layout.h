@@ -102,15 +102,9 @@
 
 #define A64_XREGS 64
 #define A64_PC 320
-#define A64_PSTATE 328
-#define A64_BANKED_SPSR 352
-#define A64_DAIF 560
 #define A64_ELR_EL 568
 #define A64_SP_EL 600
 #define A64_EXC_SYNDROME 3024
-#define A64_EXC_TARGET_EL 3040
-#define A64_CNTVOFF 1384
-#define A64_VPIDR 2824
 #define A64_VMPIDR 2832
 #define A64_ENV_UC 12728
 
@@ -119,7 +113,6 @@
 #define A64_BARRIER_MASK 0xfffff0ffu
 #define A64_DSB 0xd503309fu
 
-#define A64_EXCP_UDEF 1
 #define A64_EXCP_HVC 11
 #define A64_EXCP_SMC 13
 
@@ -145,7 +138,6 @@ struct a64_cpreg {
 #define CPREG_RAISES_EXC 0x8000
 #define CPREG_PL1_RW 0xfc
 #define CPREG_PL1_R 0xa8
-#define CPREG_PL0_RW 0xff
 #define CPREG_PL1_W 0x54
 #define CPREG_PL0_W 0x55
 
@@ -171,8 +163,6 @@ struct a64_cpreg {
 #define X86_HFLAGS 176
 #define X86_HFLAGS2 180
 #define X86_SEGS 184
-#define X86_LDT 328
-#define X86_TR 352
 #define X86_CR 424
 #define X86_EFER 592
 #define X86_FPUC 610
