@@ -46,6 +46,8 @@ USES: dict[type, dict[str, Use]] = {
         "set_user_memory_region": lambda h: h.set_user_memory_region(0, 0, GuestMemory(1 << 16)),
         "get_dirty_log": lambda h: h.get_dirty_log(0),
         "clear_dirty_log": lambda h: h.clear_dirty_log(0, 0, 64, bytes(8)),
+        "register_coalesced_mmio": lambda h: h.register_coalesced_mmio(0, 4),
+        "unregister_coalesced_mmio": lambda h: h.unregister_coalesced_mmio(0, 4),
         "irq_line": lambda h: h.irq_line(0, 1),
         "irqfd": lambda h: h.irqfd(0, 0),
         "ioeventfd": lambda h: h.ioeventfd(0, 0),
@@ -64,6 +66,7 @@ USES: dict[type, dict[str, Use]] = {
         "kick": lambda h: h.kick(),
         "immediate_exit": lambda h: setattr(h, "immediate_exit", True),
         "run_page": lambda h: h.run_page,
+        "mapped_page": lambda h: h.mapped_page(0),
         "init": lambda h: h.init(5),
         "finalize": lambda h: h.finalize(4),
         "get_one_reg": lambda h: h.get_one_reg(arm64.REG_PC),
@@ -80,7 +83,7 @@ USES: dict[type, dict[str, Use]] = {
 # What needs no open file.
 NO_FD = {"close", "closed", "backend", "arch"}
 # What asks the mapped page or the backend's threads, not the kernel: refused once closed.
-CLOSED_ONLY = {"fd", "run_page", "immediate_exit", "kick"}
+CLOSED_ONLY = {"fd", "run_page", "mapped_page", "immediate_exit", "kick"}
 
 
 def members(kind: type) -> set[str]:

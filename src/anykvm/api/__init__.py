@@ -14,6 +14,7 @@ from anykvm.api.backend import (
     architectures,
     resolve,
 )
+from anykvm.api.coalesced import coalesced_writes
 from anykvm.api.device import Device
 from anykvm.api.exits import (
     ArchExit,
@@ -82,6 +83,7 @@ __all__ = [
     "Vcpu",
     "Vm",
     "architectures",
+    "coalesced_writes",
     "dirty_pages",
     "resolve",
 ]

@@ -109,6 +109,18 @@ class Vcpu(Configurable, Attributed, X86Cpu):
         self.fd  # noqa: B018  (EBADF when closed)
         return KvmRun.from_buffer(self._map)
 
+    def mapped_page(self, number: int) -> memoryview:
+        """Page ``number`` of the vCPU's mapping, 4096 bytes: 0 is the run page. Errors: EBADF; ValueError beyond it.
+
+        >>> from anykvm.uapi.common import KVM_CAP_COALESCED_MMIO
+        >>> len(vcpu.mapped_page(vm.check_extension(KVM_CAP_COALESCED_MMIO)))
+        4096
+        """
+        self.fd  # noqa: B018
+        if not 0 <= number < len(self._page) // 4096:
+            raise ValueError(f"a vCPU's mapping has {len(self._page) // 4096} pages, no page {number}")
+        return memoryview(self._map).cast("B")[4096 * number : 4096 * (number + 1)]
+
     @property
     def immediate_exit(self) -> bool:
         """Whether KVM_RUN returns at once with EINTR (api.rst 5); it stays as set. Errors: EBADF.

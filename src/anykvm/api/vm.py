@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Literal, overload
 
 from anykvm.api.backend import Backend
+from anykvm.api.coalesced import CoalescedZones
 from anykvm.api.device import Device
 from anykvm.api.handle import Attributed, Capable, Configurable
 from anykvm.api.stats import Stats
@@ -23,7 +24,7 @@ from anykvm.uapi.common import (
 )
 
 
-class Vm(MemorySlots, Interrupts, Capable, Configurable, Attributed, X86Machine):
+class Vm(MemorySlots, CoalescedZones, Interrupts, Capable, Configurable, Attributed, X86Machine):
     """A virtual machine: its memory, vCPUs, devices and interrupts.
 
     Made by :meth:`Kvm.create_vm`. Closing the handle leaves the VM alive until its vCPUs and devices are closed too.

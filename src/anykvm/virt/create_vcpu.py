@@ -42,6 +42,7 @@ def create_vcpu(vm: Vm, vcpu_id: int) -> int:
                 raise OSError(errno.EEXIST, f"the VM has a vCPU with vcpu_id {vcpu_id} already")
             vcpu.vcpu_idx = vm.online_vcpus
             ladder.step("vcpu_array", _insert, _erase, vcpu)
+            vm.coalesced.show(vcpu)
             # No ioctl on the new fd gets past this mutex until the vCPU is online.
             with vcpu.mutex, ladder.guard():
                 ladder.step("VM reference", vm.get, vm.put_no_destroy)

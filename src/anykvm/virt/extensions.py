@@ -25,6 +25,7 @@ _EVERYWHERE: Final[dict[int, int]] = {
     caps.KVM_CAP_DESTROY_MEMORY_REGION_WORKS: 1,
     caps.KVM_CAP_JOIN_MEMORY_REGIONS_WORKS: 1,
     caps.KVM_CAP_SYNC_MMU: 1,
+    caps.KVM_CAP_COALESCED_PIO: 1,
     caps.KVM_CAP_INTERNAL_ERROR_DATA: 1,
     caps.KVM_CAP_IRQFD: 1,
     caps.KVM_CAP_IRQFD_RESAMPLE: 1,
@@ -54,6 +55,8 @@ def check_extension(hooks: ArchHooks, vm: Vm | None, cap: int) -> int:
         return hooks.max_vcpu_ids
     if cap == caps.KVM_CAP_NR_MEMSLOTS:
         return hooks.user_mem_slots
+    if cap == caps.KVM_CAP_COALESCED_MMIO:
+        return hooks.coalesced_mmio_page
     if cap == caps.KVM_CAP_READONLY_MEM:
         return int(hooks.readonly_memory)
     if cap == caps.KVM_CAP_IRQ_ROUTING:

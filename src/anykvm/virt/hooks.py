@@ -37,6 +37,8 @@ class ArchHooks(Protocol):
     """KVM_CAP_MAX_VCPU_ID: every vcpu_id is below this."""
     vcpu_mmap_size: int = 8192
     """KVM_GET_VCPU_MMAP_SIZE in bytes: the run page and the coalesced page; x86 has a third one, for port I/O data."""
+    coalesced_mmio_page: int = 1
+    """KVM_CAP_COALESCED_MMIO: which page of a vCPU's mapping is the ring of coalesced writes."""
     user_mem_slots: int = 32767
     """KVM_CAP_NR_MEMSLOTS: slot numbers are below this; x86 keeps three of them for itself."""
     readonly_memory: bool = True

@@ -18,6 +18,11 @@ _mmap.restype = ctypes.c_void_p
 _mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long)
 _munmap: Any = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_mremap: Any = _libc.mremap
+_mremap.restype = ctypes.c_void_p
+_mremap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int, ctypes.c_void_p)
+_MREMAP_MAYMOVE: Final = 1
+_MREMAP_FIXED: Final = 2
 _MAP_FAILED: Final = ctypes.c_void_p(-1).value
 _READ_WRITE: Final = mmap.PROT_READ | mmap.PROT_WRITE
 
@@ -49,3 +54,14 @@ def map_shared(fd: int, size: int) -> Mapping:
         raise OSError(code, os.strerror(code))
     mapping: Mapping = _type(size).from_address(address)
     return mapping
+
+
+def show_also_at(source: int, target: int, size: int) -> None:
+    """Let ``size`` bytes of a shared mapping appear at ``target`` too, in place of what is mapped there; ENOMEM.
+
+    Whole pages. An old size of 0 makes mremap(2) leave the source as it is.
+    """
+    address = _mremap(source, 0, size, _MREMAP_MAYMOVE | _MREMAP_FIXED, target)
+    if address == _MAP_FAILED:
+        code = ctypes.get_errno() or errno.ENOMEM
+        raise OSError(code, os.strerror(code))

@@ -15,6 +15,7 @@ from typing import Any, Final
 from anykvm.uapi import requests as rq
 
 from .bus import IoBus
+from .coalesced import CoalescedRing, register_coalesced_mmio, unregister_coalesced_mmio
 from .create_vcpu import create_vcpu, destroy_vcpu
 from .device import DeviceOps, create_device, free_device
 from .dirty import clear_dirty_log, get_dirty_log
@@ -67,6 +68,7 @@ class Vm:
         self.irq = IrqRouting(self)
         self.irqfds = Irqfds(self, irqfds_lock)
         self.ioeventfds = Ioeventfds(self)
+        self.coalesced = CoalescedRing(self)
         self.mmio_bus = IoBus("MMIO")
         self.pio_bus = IoBus("port I/O")
         self.ccw_bus = IoBus("virtio-ccw")
@@ -159,6 +161,8 @@ _IOCTLS: Final[dict[int, Callable[[Vm, int], int]]] = {
     rq.KVM_CLEAR_DIRTY_LOG: clear_dirty_log,
     rq.KVM_IRQ_LINE: irq_line,
     rq.KVM_IRQ_LINE_STATUS: irq_line_status,
+    rq.KVM_REGISTER_COALESCED_MMIO: register_coalesced_mmio,
+    rq.KVM_UNREGISTER_COALESCED_MMIO: unregister_coalesced_mmio,
     rq.KVM_SIGNAL_MSI: signal_msi,
     rq.KVM_SET_GSI_ROUTING: set_gsi_routing,
     rq.KVM_IRQFD: irqfd,
@@ -207,7 +211,7 @@ def create_vm(hooks: ArchHooks, services: Services, files: FileTable, vm_type: i
         fd = ladder.acquire("fd", services.memfd, services.close_fd, "kvm-vm", 0)
         vm = ladder.acquire("vm struct", Vm, Vm.free, hooks, services, files, ladder)
         ladder.push("memslots", vm.memory.free)
-        ladder.push("io buses", vm.ioeventfds.release)
+        ladder.push("io buses", _release_buses, vm)
         ladder.push("devices", _destroy_devices, vm)
         hooks.vm_init(vm, vm_type)
         ladder.push("arch", hooks.vm_destroy, vm)
@@ -217,6 +221,11 @@ def create_vm(hooks: ArchHooks, services: Services, files: FileTable, vm_type: i
     # Userspace closes the fd; the VM's end does not.
     ladder.drop("fd")
     return fd
+
+
+def _release_buses(vm: Vm) -> None:
+    vm.coalesced.release()
+    vm.ioeventfds.release()
 
 
 def _destroy_vcpus(vm: Vm) -> None:

@@ -7,6 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
+from anykvm.uapi import x86 as uapi
 from anykvm.virt.memory import SlotChange
 from anykvm.virt.services import Services
 
@@ -30,6 +31,7 @@ class X86Hooks(EngineMemory):
     max_vcpus = KVM_MAX_VCPUS
     max_vcpu_ids = KVM_MAX_VCPU_IDS
     vcpu_mmap_size = 3 * 4096
+    coalesced_mmio_page = uapi.KVM_COALESCED_MMIO_PAGE_OFFSET
     user_mem_slots = 32764
     irqchip_pins = IRQCHIP_PINS
     vcpu_stats = run.STATS
