@@ -39,7 +39,7 @@ def test_opening_twice_gives_two_fds(machine: Machine) -> None:
         (caps.KVM_CAP_IRQ_ROUTING, 4096),
         (caps.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 3),
         (caps.KVM_CAP_ONE_REG, 1),
-        (caps.KVM_CAP_COALESCED_MMIO, 0),
+        (caps.KVM_CAP_COALESCED_MMIO, 1),
         (caps.KVM_CAP_DIRTY_LOG_RING, 0),
         (caps.KVM_CAP_GUEST_MEMFD, 0),
         (caps.KVM_CAP_MULTI_ADDRESS_SPACE, 0),
