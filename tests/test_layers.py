@@ -26,7 +26,8 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "api": frozenset({"uapi"}),
     "guests": frozenset(),
     "vmm": frozenset({"api", "uapi"}),
-    "cli": frozenset({"uapi", "engine", "virt", "arch", "host", "api", "guests", "vmm"}),
+    "lab": frozenset({"uapi", "engine", "virt", "arch", "api"}),
+    "cli": frozenset({"uapi", "engine", "virt", "arch", "host", "api", "guests", "vmm", "lab"}),
 }
 """Which other packages of anykvm each package may import. A new package needs a line here."""
 

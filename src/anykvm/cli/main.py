@@ -138,10 +138,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _failed(error: Exception) -> int:
     from anykvm.guests.errors import GuestError  # noqa: PLC0415  (only needed when something fails)
+    from anykvm.lab.errors import LabError  # noqa: PLC0415
     from anykvm.vmm.errors import VmmError  # noqa: PLC0415
 
     messages.trace(error)
     match error:
+        case LabError():
+            messages.detail(error.detail)
+            messages.error(str(error))
+            return EXIT_BAD_INPUT
         case VmmError():
             messages.error(str(error))
             return EXIT_BAD_INPUT
