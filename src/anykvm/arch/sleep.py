@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anykvm.virt.services import Mutex
 
 
 class Sleep:
-    """A place for a vCPU's own thread to sleep; anyone may wake it.
+    """A place for a vCPU's own thread to sleep; anyone may wake it. ``lock`` is its own, and free.
 
     Sleeping is taking a lock nobody holds back: whoever has a reason to wake the vCPU releases it, before it sleeps or
     while it does, so no wake-up is lost. A needless one costs one more look at the reasons.
@@ -17,9 +20,9 @@ class Sleep:
 
     __slots__ = ("_lock", "asleep")
 
-    def __init__(self) -> None:
+    def __init__(self, lock: Mutex) -> None:
         self.asleep = False
-        self._lock = threading.Lock()
+        self._lock = lock
         self._lock.acquire()
 
     def wake(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from .ladder import Ladder
 from .stats import VCPUS
 from .vcpu import Vcpu, VcpuFile
 
@@ -28,7 +27,7 @@ def create_vcpu(vm: Vm, vcpu_id: int) -> int:
     services = vm.services
     if vcpu_id >= hooks.max_vcpu_ids:
         raise OSError(errno.EINVAL, f"vcpu_id {vcpu_id} is too large: {hooks.name} has ids below {hooks.max_vcpu_ids}")
-    with Ladder() as ladder:
+    with services.ladder("vcpu") as ladder:
         with vm.lock:
             if vm.created_vcpus >= vm.max_vcpus:
                 raise OSError(errno.EINVAL, f"the VM has {vm.created_vcpus} vCPUs already, which is its limit")
@@ -56,7 +55,7 @@ def create_vcpu(vm: Vm, vcpu_id: int) -> int:
 def _create_arch(vcpu: Vcpu) -> None:
     """Call the one hook that builds. If it fails it has cleaned up; the nested ladder makes sure of its own steps."""
     ladder = vcpu.ladder
-    vcpu.arch_ladder = inner = Ladder()
+    vcpu.arch_ladder = inner = vcpu.services.ladder("arch")
     try:
         vcpu.hooks.vcpu_create(vcpu)
     except BaseException:

@@ -11,7 +11,6 @@ from anykvm.uapi.constants import KVM_CREATE_DEVICE_TEST
 from anykvm.uapi.structs import KvmCreateDevice, KvmDeviceAttr
 
 from .handles import KvmFile
-from .ladder import Ladder
 from .services import Charge
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def create_device(vm: Vm, arg: int) -> int:
         raise OSError(errno.ENODEV, f"{vm.hooks.name} has no device of type {request.type}")
     if request.flags & KVM_CREATE_DEVICE_TEST:
         return 0
-    with Ladder() as ladder:
+    with services.ladder(f"device {kind.name}") as ladder:
         charge = ladder.acquire("device struct", services.charge, services.free, f"device {kind.name}", 64)
         device = kind(vm, request.type)
         with vm.lock:

@@ -17,7 +17,7 @@ from anykvm.uapi.structs import KvmIoeventfd, KvmIrqfd
 
 from .bus import IoBus
 from .ladder import Ladder
-from .services import EventFd
+from .services import EventFd, Mutex
 
 if TYPE_CHECKING:
     from .vm import Vm
@@ -54,7 +54,7 @@ class Irqfd:
 class Irqfds:
     """The irqfds of a VM and the thread that listens to them, which starts with the first one."""
 
-    def __init__(self, vm: Vm, lock: threading.Lock) -> None:
+    def __init__(self, vm: Vm, lock: Mutex) -> None:
         self._vm = vm
         self._lock = lock
         self._items: dict[int, Irqfd] = {}
@@ -73,7 +73,7 @@ class Irqfds:
         if not vm.hooks.irqchip_in_kernel(vm):
             raise OSError(errno.EINVAL, "an irqfd needs an in-kernel interrupt controller")
         services = vm.services
-        with Ladder() as ladder, self._lock:
+        with services.ladder("irqfd") as ladder, self._lock:
             ladder.acquire("irqfd", services.charge, services.free, "irqfd", 256)
             event = ladder.acquire("eventfd", services.eventfd_get, services.eventfd_put, fd, "irqfd")
             resample = None
@@ -101,7 +101,7 @@ class Irqfds:
         if self._epoll is not None:
             return self._epoll
         services = self._vm.services
-        with Ladder() as ladder:
+        with services.ladder("irqfds") as ladder:
             epoll = ladder.acquire("epoll", services.epoll, services.close_epoll, "irqfd epoll")
             wake = ladder.acquire("wake", services.eventfd, services.eventfd_put, "irqfd wake")
             epoll.register(wake.fd, select.EPOLLIN)
@@ -202,7 +202,7 @@ class Ioeventfds:
     def assign(self, bus: IoBus, addr: int, size: int, datamatch: int | None, fd: int) -> None:
         """Make an ioeventfd; EBADF, EINVAL, EMFILE, EEXIST for one that collides, ENOSPC."""
         services = self._vm.services
-        with Ladder() as ladder:
+        with services.ladder("ioeventfd") as ladder:
             event = ladder.acquire("eventfd", services.eventfd_get, services.eventfd_put, fd, "ioeventfd")
             ladder.acquire("ioeventfd", services.charge, services.free, "ioeventfd", 128)
             if any(item.collides(bus, addr, size, datamatch) for item in self._items):

@@ -3,7 +3,7 @@
 
 The core takes all of these from here and from nowhere else. A subclass can therefore fail the Nth allocation, count
 what is held, or choose what runs between two steps: every method that acquires or publishes something can be
-overridden, and what is acquired is in the ledger, by kind and name, until it is given back.
+overridden, and what is acquired is in the ledger, by kind and name, until it is given back. ``points.py`` lists them.
 """
 
 from __future__ import annotations
@@ -19,15 +19,46 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, Final
+from types import TracebackType
+from typing import Any, Final, Protocol, TypeVar
 
 from . import uaccess
+from .ladder import Ladder
 from .mapping import Mapping, map_shared
 from .timers import Timer, TimerQueue
 
 PAGE_SIZE: Final = 4096
 USER_ADDRESS_LIMIT: Final = (1 << 47) - PAGE_SIZE if os.uname().machine == "x86_64" else 1 << 63
 """No user address of the host is at or above this (TASK_SIZE_MAX); elsewhere than on x86 only the sign bit is sure."""
+
+
+class Mutex(Protocol):
+    """A lock that one thread takes and any may give back, as :class:`threading.Lock` is."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take it, if ``blocking`` after waiting up to ``timeout`` seconds; -1 is for ever. Whether it was taken."""
+
+    def release(self) -> None:
+        """Give it back; RuntimeError if nobody has it."""
+
+    def locked(self) -> bool:
+        """Tell whether somebody has it."""
+
+    def __enter__(self) -> bool: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None, /
+    ) -> None: ...
+
+
+class Closable(Protocol):
+    """What :meth:`Services.obtain` makes."""
+
+    def close(self) -> None:
+        """Free what it holds."""
+
+
+C = TypeVar("C", bound=Closable)
 
 
 class Memory:
@@ -104,7 +135,7 @@ class Services:
     # The ledger.
 
     def ledger(self) -> dict[tuple[str, str], int]:
-        """Tell what is held now: (kind, name) to how many. Kinds: memory, lock, thread, timer, fd."""
+        """Tell what is held now: (kind, name) to how many. Kinds are those of ``points.py``."""
         return dict(Counter(list(self._held.values())))
 
     def _hold(self, key: Hashable, kind: str, name: str) -> None:
@@ -138,17 +169,37 @@ class Services:
         """Tell whether every page of a user range is mapped; the host walks its mappings, not its pages."""
         return bool(_msync(address, size, _MS_ASYNC) == 0)
 
+    def obtain(self, kind: str, name: str, make: Callable[..., C], *args: Any) -> C:
+        """Have another layer make an object that holds memory of the host's: the engine's "machine", "cpu"; ENOMEM."""
+        try:
+            thing = make(*args)
+        except MemoryError:
+            raise OSError(errno.ENOMEM, f"no memory for {name}") from None
+        self._hold((kind, id(thing)), kind, name)
+        return thing
+
+    def give_back(self, kind: str, thing: Closable) -> None:
+        """Close what :meth:`obtain` made."""
+        self._release((kind, id(thing)))
+        thing.close()
+
+    # Ladders.
+
+    def ladder(self, owner: str) -> Ladder:
+        """Make the ladder on which ``owner`` ("vcpu", "vm", "device ...") is built; it holds nothing itself."""
+        return Ladder()
+
     # Locks.
 
-    def mutex(self, name: str) -> threading.Lock:
+    def mutex(self, name: str) -> Mutex:
         """Make a mutex; ENOMEM."""
         mutex = threading.Lock()
-        self._hold(mutex, "lock", name)
+        self._hold(("lock", id(mutex)), "lock", name)
         return mutex
 
-    def free_mutex(self, mutex: threading.Lock) -> None:
+    def free_mutex(self, mutex: Mutex) -> None:
         """Give a mutex back."""
-        self._release(mutex)
+        self._release(("lock", id(mutex)))
 
     # Threads and timers.
 
@@ -199,9 +250,15 @@ class Services:
         self._hold(("fd", fd), "fd", name)
         return fd
 
-    def map(self, fd: int, size: int) -> Mapping:
+    def map(self, fd: int, size: int, name: str) -> Mapping:
         """Map the start of a memfd, or anonymous memory for -1, shared and writable; ENOMEM."""
-        return map_shared(fd, size)
+        mapping = map_shared(fd, size)
+        self._hold(("map", id(mapping)), "map", name)
+        return mapping
+
+    def unmap(self, mapping: Mapping) -> None:
+        """Give a mapping back: it goes when the last view of it does, which may be userspace's."""
+        self._release(("map", id(mapping)))
 
     def reopen(self, fd: int, name: str) -> int:
         """Open a memfd again, read-only and with a position of its own; EMFILE, ENFILE."""

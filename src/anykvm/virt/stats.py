@@ -104,7 +104,7 @@ class Stats:
         name = self._id.replace("/", "-") + "-stats"
         fd = self._services.memfd(name, size)
         try:
-            mapped = self._services.map(fd, size)
+            mapped = self._services.map(fd, size, "stats")
         except OSError:
             self._services.close_fd(fd)
             raise
@@ -126,6 +126,7 @@ class Stats:
     def close(self) -> None:
         """Give the memfd back; fds that userspace holds keep the last values."""
         if self._fd >= 0:
+            self._services.unmap(self.values.obj)  # type: ignore[arg-type]
             self._services.close_fd(self._fd)
             self._fd = -1
 

@@ -104,7 +104,7 @@ class Vcpu:
                 raise
             self.fd_errno = failure.errno
         try:
-            mapping = self.services.map(self.memfd, size)
+            mapping = self.services.map(self.memfd, size, "run page")
         except OSError:
             if self.memfd >= 0:
                 self.services.close_fd(self.memfd)
@@ -119,6 +119,7 @@ class Vcpu:
         if self.memfd >= 0:
             self.services.close_fd(self.memfd)
             self.memfd = -1
+        self.services.unmap(self._page.obj)  # type: ignore[arg-type]
         del self.run, self._words, self._page
 
     @property

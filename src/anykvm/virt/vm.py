@@ -56,7 +56,7 @@ class Vm:
         self.devices: list[DeviceOps] = []
         self.manual_dirty_log_protect = 0
         self._users = 1
-        with Ladder() as inner:
+        with services.ladder("vm struct") as inner:
             inner.acquire("vm", services.charge, services.free, "vm", _VM_STRUCT_SIZE)
             self.lock = inner.acquire("lock", services.mutex, services.free_mutex, "vm lock")
             self.slots_lock = inner.acquire("slots_lock", services.mutex, services.free_mutex, "vm slots_lock")
@@ -207,7 +207,7 @@ class VmFile(KvmFile):
 
 def create_vm(hooks: ArchHooks, services: Services, files: FileTable, vm_type: int) -> int:
     """KVM_CREATE_VM (api.rst 4.2); returns the VM's fd. EMFILE, ENFILE, ENOMEM, EINVAL for an unknown type."""
-    with Ladder() as ladder:
+    with services.ladder("vm") as ladder:
         fd = ladder.acquire("fd", services.memfd, services.close_fd, "kvm-vm", 0)
         vm = ladder.acquire("vm struct", Vm, Vm.free, hooks, services, files, ladder)
         ladder.push("memslots", vm.memory.free)

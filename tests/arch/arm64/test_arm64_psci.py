@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 import time
 
 import pytest
@@ -163,7 +164,7 @@ def test_cpu_on_that_comes_while_the_target_looks(rig: Rig) -> None:
         def stopped(self, value: bool) -> None:
             pass
 
-    vcpu.power = Racing()
+    vcpu.power = Racing(threading.Lock())
     cpu.script.append(EXIT)
     rig.run()
     assert (cpu.pc, cpu.gpr[0]) == (0x8000, 7)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from arm64_fake import FakeCpu, Rig
 from hypothesis import given, settings
@@ -30,6 +32,7 @@ class Clock:
             now=lambda: self.ticks * NS,
             output=lambda timer, level: self.levels.append(level),
             make_deadline=lambda callback: self,
+            make_lock=threading.Lock,
         )
 
     def arm(self, deadline_ns: int) -> None:

@@ -32,7 +32,14 @@ def test_the_contract_is_kept() -> None:
 def test_the_ladder_shows_the_steps_in_order(rig: Rig) -> None:
     rig.create_vcpu(init=False)
     steps = rig.vm.vcpu_array[0].arch_ladder.steps
-    assert steps == ["arm64 vcpu", "cpu", "timer", "timer", "timer stop", "vgic"]
+    assert steps == [
+        "arm64 vcpu",
+        "wait queue",
+        "cpu",
+        *["timer", "timer lock"] * 2,
+        "timer stop",
+        "vgic",
+    ]
     assert not rig.vcpu().live, "a vCPU that has not run costs no engine"
 
 
@@ -58,7 +65,7 @@ class Failing(Services):
         return super().timer(name, callback)
 
 
-@pytest.mark.parametrize(("kind", "nth"), [("charge", 1), ("timer", 1), ("timer", 2)])
+@pytest.mark.parametrize(("kind", "nth"), [("charge", 2), ("timer", 1), ("timer", 2)])
 def test_a_failing_step_leaves_nothing(monkeypatch: pytest.MonkeyPatch, kind: str, nth: int) -> None:
     arm64_fake.install(monkeypatch)
     rig = Rig(SoftwareBackend(hooks(), Failing(kind, nth)))
@@ -276,7 +283,7 @@ def test_unknown_requests(rig: Rig) -> None:
 
 
 def test_a_wake_before_the_sleep_is_not_lost() -> None:
-    power = Power()
+    power = Power(threading.Lock())
     power.wake()
     power.wake()
     looks: list[int] = []
@@ -285,7 +292,7 @@ def test_a_wake_before_the_sleep_is_not_lost() -> None:
 
 
 def test_sleeping_costs_nothing() -> None:
-    power = Power()
+    power = Power(threading.Lock())
     done: list[int] = []
     thread = threading.Thread(target=power.until, args=(lambda: bool(done),))
     used = time.process_time()

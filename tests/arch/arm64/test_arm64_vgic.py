@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 
 from hypothesis import given, settings
@@ -28,7 +29,9 @@ class Gic:
 
     def __init__(self, cpus: int = 1, *, v3: bool = False, spis: int = 64) -> None:
         self.lines: list[list[int]] = [[] for _ in range(cpus)]
-        self.vgic = Vgic(KVM_DEV_TYPE_ARM_VGIC_V3 if v3 else KVM_DEV_TYPE_ARM_VGIC_V2, group=int(v3))
+        self.vgic = Vgic(
+            KVM_DEV_TYPE_ARM_VGIC_V3 if v3 else KVM_DEV_TYPE_ARM_VGIC_V2, group=int(v3), lock=threading.Lock()
+        )
         self.vgic.nr_spis = spis
         self.cpus = [
             VgicCpu(index, index, lambda old, new, index=index: self.lines[index].append(new)) for index in range(cpus)

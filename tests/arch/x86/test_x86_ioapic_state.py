@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 
 import pytest
 from hypothesis import given, settings
@@ -93,7 +94,7 @@ def test_a_state_that_moves_it_away(rig: Rig) -> None:
 )
 def test_any_table_round_trips(table: list[int], select: int, apic_id: int) -> None:
     state = struct.pack("<QIIII24Q", IOAPIC_DEFAULT_BASE, select, apic_id, 0, 0, *table)
-    ioapic = Ioapic(ApicBus())
+    ioapic = Ioapic(ApicBus(threading.Lock()))
     ioapic.set_state(state)
     assert ioapic.get_state() == state
 

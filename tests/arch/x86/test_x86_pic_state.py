@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,7 +122,7 @@ def test_the_master_against_the_model(steps: list[tuple[str, int]]) -> None:
 
 
 def test_a_pair_without_cpus_works_by_polling() -> None:
-    pics = PicPair(ApicBus())
+    pics = PicPair(ApicBus(threading.Lock()))
     init_pics(lambda port, value: pics.write(None, port, 1, value))
     pics.write(None, 0x21, 1, 0)
     assert pics.set_irq(1, 1) == 1

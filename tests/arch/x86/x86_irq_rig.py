@@ -19,6 +19,7 @@ from anykvm.arch.x86.lapic_regs import APIC_SVR
 from anykvm.uapi.constants import KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
 from anykvm.virt.bus import IoBus
 from anykvm.virt.irq import IrqRouting
+from anykvm.virt.ladder import Ladder
 
 
 class FakeTimer:
@@ -44,6 +45,7 @@ class Clock:
         self.ns = 1_000_000
         self.timers: list[FakeTimer] = []
         self.held: Counter[str] = Counter()
+        self.mutexes: dict[int, str] = {}
         self.fail_at = -1
         self.acquired = 0
 
@@ -72,6 +74,18 @@ class Clock:
     def free_timer(self, timer: FakeTimer) -> None:
         self.held[timer.name] -= 1
         self.timers.remove(timer)
+
+    def ladder(self, owner: str) -> Ladder:
+        return Ladder()
+
+    def mutex(self, name: str) -> threading.Lock:
+        self._acquire(name)
+        mutex = threading.Lock()
+        self.mutexes[id(mutex)] = name
+        return mutex
+
+    def free_mutex(self, mutex: threading.Lock) -> None:
+        self.held[self.mutexes.pop(id(mutex))] -= 1
 
     def publish(self, what: str) -> None:
         pass
@@ -157,7 +171,7 @@ def make_lapic(bus: ApicBus, clock: Clock, vcpu_id: int = 0, *, on: bool = True)
 
 def make_lapics(count: int, *, on: bool = True) -> tuple[Clock, ApicBus, list[Lapic]]:
     clock = Clock()
-    bus = ApicBus()
+    bus = ApicBus(threading.Lock())
     return clock, bus, [make_lapic(bus, clock, vcpu_id, on=on) for vcpu_id in range(count)]
 
 

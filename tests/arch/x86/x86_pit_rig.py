@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from x86_irq_rig import Clock
 
 from anykvm.arch.x86.pit import PIT_HZ, Pit, Speaker
@@ -21,7 +23,11 @@ class Rig:
         self.watched = 0
         self.level = 0
         self.pit = Pit(
-            now=self.clock.now, make_deadline=self.clock.make_deadline, set_irq=self._set_irq, tick=self._tick
+            threading.Lock(),
+            now=self.clock.now,
+            make_deadline=self.clock.make_deadline,
+            set_irq=self._set_irq,
+            tick=self._tick,
         )
         self.speaker = Speaker(self.pit)
 

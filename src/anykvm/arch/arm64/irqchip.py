@@ -69,7 +69,12 @@ class InKernelVgic:
         self.arch = arch
         self.model = model
         self.v3 = model != KVM_DEV_TYPE_ARM_VGIC_V2
-        self.vgic = Vgic(model, group=1 if self.v3 else 0)
+        services = arch.vm.services
+        self._ladder = services.ladder("vgic")
+        with self._ladder as ladder:
+            ladder.acquire("vgic", services.charge, services.free, "vgic", 0)
+            lock = ladder.acquire("vgic lock", services.mutex, services.free_mutex, "vgic lock")
+        self.vgic = Vgic(model, group=1 if self.v3 else 0, lock=lock)
         self.max_vcpus = VGIC_V3_MAX_CPUS if self.v3 else VGIC_V2_MAX_CPUS
         self.dist_base: int | None = None
         self.cpu_base: int | None = None
@@ -82,25 +87,29 @@ class InKernelVgic:
 
     def vcpu_init(self, vcpu: Arm64Vcpu) -> None:
         """Give a vCPU its side of the GIC and, for GICv3, its redistributor; EINVAL if that overlaps something."""
-        vcpu.vgic = VgicCpu(vcpu.vcpu_id, vcpu.mpidr, vcpu.output, group0_is_fiq=self.v3)
-        if self.v3:
-            try:
-                with self.arch.vm.slots_lock:
-                    self.redists.register(vcpu.vgic)
-            except OSError:
-                vcpu.vgic = None
-                raise
+        services = self.arch.vm.services
+        with services.ladder("vgic vcpu") as ladder:
+            ladder.acquire("vgic vcpu", services.charge, services.free, "vgic vcpu", 0)
+            cpu = VgicCpu(vcpu.vcpu_id, vcpu.mpidr, vcpu.output, group0_is_fiq=self.v3)
+            if self.v3:
+                ladder.step("redistributor", self._register_redist, self._unregister_redist, cpu)
+            ladder.push("vgic vcpus", self.vgic.remove_vcpu, cpu)
+        vcpu.vgic = cpu
+        vcpu.vgic_ladder = ladder
 
     def vcpu_destroy(self, vcpu: Arm64Vcpu) -> None:
         """Take a vCPU's side away."""
-        cpu = vcpu.vgic
-        if cpu is None:
-            return
-        self.vgic.remove_vcpu(cpu)
-        if self.v3:
-            with self.arch.vm.slots_lock:
-                self.redists.unregister(cpu)
-        vcpu.vgic = None
+        if vcpu.vgic is not None:
+            vcpu.vgic_ladder.unwind()
+            vcpu.vgic = None
+
+    def _register_redist(self, cpu: VgicCpu) -> None:
+        with self.arch.vm.slots_lock:
+            self.redists.register(cpu)
+
+    def _unregister_redist(self, cpu: VgicCpu) -> None:
+        with self.arch.vm.slots_lock:
+            self.redists.unregister(cpu)
 
     def _acked(self, intid: int) -> None:
         self.arch.vm.irq.notify_acked(0, intid - VGIC_NR_PRIVATE_IRQS)
@@ -171,10 +180,11 @@ class InKernelVgic:
             self._devices.append(cpu)
 
     def close(self) -> None:
-        """Take the frames off the bus."""
+        """Take the frames off the bus, and free the rest; every vCPU is gone, or the GIC was never used."""
         for device in self._devices:
             self.arch.vm.mmio_bus.unregister(device)
         self._devices.clear()
+        self._ladder.unwind()
 
     def check_range(self, addr: int, alignment: int, size: int) -> None:
         """Where a frame may be: EINVAL unaligned, E2BIG beyond the guest's address space."""
@@ -191,12 +201,14 @@ def create(arch: Arm64Vm, model: int) -> InKernelVgic:
         raise OSError(errno.EBUSY, "a vCPU is being created: no GIC can be made now")
     if any(vcpu.ready for vcpu in arch.vcpus):
         raise OSError(errno.EBUSY, "a vCPU has run: it is too late for an in-kernel GIC")
-    vgic = InKernelVgic(arch, model)
-    if vm.online_vcpus > vgic.max_vcpus:
-        raise OSError(errno.E2BIG, f"this GIC has at most {vgic.max_vcpus} vCPUs")
-    vm.max_vcpus = vgic.max_vcpus
-    for vcpu in arch.vcpus:
-        vgic.vcpu_init(vcpu)
+    most = VGIC_V2_MAX_CPUS if model == KVM_DEV_TYPE_ARM_VGIC_V2 else VGIC_V3_MAX_CPUS
+    if vm.online_vcpus > most:
+        raise OSError(errno.E2BIG, f"this GIC has at most {most} vCPUs")
+    with vm.services.ladder("vgic creation") as ladder:
+        vgic = ladder.acquire("vgic", InKernelVgic, InKernelVgic.close, arch, model)
+        for vcpu in arch.vcpus:
+            ladder.step(f"vgic vcpu {vcpu.vcpu_id}", vgic.vcpu_init, vgic.vcpu_destroy, vcpu)
+    vm.max_vcpus = most
     return vgic
 
 

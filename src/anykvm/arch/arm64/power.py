@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ..sleep import Sleep
+
+if TYPE_CHECKING:
+    from anykvm.virt.services import Mutex
 
 
 class ResetState(NamedTuple):
@@ -20,8 +23,8 @@ class Power(Sleep):
 
     __slots__ = ("reset_state", "stopped", "suspended")
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, lock: Mutex) -> None:
+        super().__init__(lock)
         self.stopped = False
         self.suspended = False
         self.reset_state: ResetState | None = None

@@ -10,11 +10,12 @@ Source: Arm DDI 0487, D12 (the Generic Timer); ``arch/arm64/kvm/arch_timer.c`` f
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
+    from anykvm.virt.services import Mutex
+
     from .engine import CpuLike
 
 CTL_ENABLE: Final = 1
@@ -56,6 +57,7 @@ class ArchTimer:
         now: Callable[[], int],
         output: Callable[[ArchTimer, bool], None],
         make_deadline: Callable[[Callable[[], None]], Deadline],
+        make_lock: Callable[[], Mutex],
     ) -> None:
         self.ppi = ppi
         self.period = 1_000_000_000 / hz
@@ -63,7 +65,7 @@ class ArchTimer:
         self.count = count
         self.output = output
         self.deadline = make_deadline(self.expire)
-        self.lock = threading.Lock()
+        self.lock = make_lock()
         self.ctl = 0
         self.cval = 0
         self.level = False
@@ -145,12 +147,13 @@ class VcpuTimers:
         now: Callable[[], int],
         output: Callable[[ArchTimer, bool], None],
         make_deadline: Callable[[Callable[[], None]], Deadline],
+        make_lock: Callable[[], Mutex],
     ) -> None:
         self._counter = cpu.counter
         self._cntvoff = cntvoff
 
         def make(ppi: int, count: Callable[[], int]) -> ArchTimer:
-            return ArchTimer(ppi, hz, count, now=now, output=output, make_deadline=make_deadline)
+            return ArchTimer(ppi, hz, count, now=now, output=output, make_deadline=make_deadline, make_lock=make_lock)
 
         self.vtimer = make(VTIMER_PPI, self.virtual_count)
         self.ptimer = make(PTIMER_PPI, self.physical_count)

@@ -25,6 +25,7 @@ from .timer import ArchTimer, VcpuTimers
 from .vgic import LINE_FIQ, LINE_IRQ
 
 if TYPE_CHECKING:
+    from anykvm.virt.services import Mutex
     from anykvm.virt.vcpu import Vcpu
 
     from .engine import CpuLike
@@ -58,8 +59,9 @@ class Arm64Vcpu:
         self.mpidr = idregs.mpidr(vcpu.vcpu_id)
         self.cpu: CpuLike
         self.timers: VcpuTimers
-        self.power = Power()
+        self.power: Power
         self.vgic: VgicCpu | None = None
+        self.vgic_ladder: Ladder
         self.features: int | None = None
         self.target = -1
         self.shadow: dict[int, int] = {}
@@ -80,19 +82,27 @@ class Arm64Vcpu:
         """Build what a running vCPU uses, in the kernel's order: timer, interrupt controller, CPU."""
         services = self.vcpu.services
         ladder.acquire("arm64 vcpu", services.charge, services.free, "arm64 vcpu", 0)
-        self.cpu = ladder.acquire("cpu", Cpu, self._close_cpu, self.vm.machine)
+        sleep = ladder.acquire("wait queue", services.mutex, services.free_mutex, "vcpu wait queue")
+        self.power = Power(sleep)
+        self.cpu = ladder.acquire("cpu", self._make_cpu, self._free_cpu)
         self._build_timers(ladder)
         ladder.step("vgic", self.vm.vgic_vcpu_init, self.vm.vgic_vcpu_destroy, self)
 
-    @staticmethod
-    def _close_cpu(cpu: CpuLike) -> None:
-        cpu.close()
+    def _make_cpu(self) -> CpuLike:
+        cpu: CpuLike = self.vcpu.services.obtain("cpu", "cpu", Cpu, self.vm.machine)
+        return cpu
+
+    def _free_cpu(self, cpu: CpuLike) -> None:
+        self.vcpu.services.give_back("cpu", cpu)
 
     def _build_timers(self, ladder: Ladder) -> None:
         services = self.vcpu.services
 
         def make_deadline(callback: Any) -> Any:
             return ladder.acquire("timer", services.timer, services.free_timer, "arch timer", callback)
+
+        def make_lock() -> Mutex:
+            return ladder.acquire("timer lock", services.mutex, services.free_mutex, "arch timer lock")
 
         self.timers = VcpuTimers(
             self.cpu,
@@ -101,6 +111,7 @@ class Arm64Vcpu:
             now=services.now,
             output=self._timer_output,
             make_deadline=make_deadline,
+            make_lock=make_lock,
         )
         self.timers.vtimer.ppi, self.timers.ptimer.ppi = self.vm.timer_ppis
         ladder.push("timer stop", self.timers.stop)

@@ -13,11 +13,13 @@ Source: Arm IHI 0048 (GICv2) and IHI 0069 (GICv3), the chapters on interrupt han
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi.common import KVM_DEV_TYPE_ARM_VGIC_V2
+
+if TYPE_CHECKING:
+    from anykvm.virt.services import Mutex
 
 VGIC_NR_SGIS: Final = 16
 VGIC_NR_PRIVATE_IRQS: Final = 32
@@ -149,9 +151,9 @@ class Vgic:
     vCPU waits with.
     """
 
-    def __init__(self, model: int, group: int) -> None:
+    def __init__(self, model: int, group: int, lock: Mutex) -> None:
         self.model = model
-        self.lock = threading.Lock()
+        self.lock = lock
         self.default_group = group
         self.sgi_pending_writable = model != KVM_DEV_TYPE_ARM_VGIC_V2
         self.on_ack: Callable[[int], None] | None = None

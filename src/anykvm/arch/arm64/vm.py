@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
@@ -42,7 +41,16 @@ class Arm64Vm:
         self.vm = vm
         self.ipa_size = 1 << shift
         traps = (*sysregs.TRAPS, *vgic_v3_cpuif.SYSREGS)
-        self.machine = Machine("arm64", traps=traps, constants=idregs.CONSTANTS)
+        services = vm.services
+        with services.ladder("arch vm") as ladder:
+            ladder.acquire("arm64 vm", services.charge, services.free, "arm64 vm", 0)
+            self.machine = ladder.acquire("machine", self._make_machine, self._free_machine, traps)
+            locks = [
+                ladder.acquire(name, services.mutex, services.free_mutex, f"arm64 {name}")
+                for name in ("config lock", "power lock", "user line lock")
+            ]
+        self._ladder = ladder
+        self.config_lock, self.power_lock, self._user_line_lock = locks
         self.traps: dict[int, tuple[Reader | None, Writer | None]] = dict(sysregs.TRAPS)
         self.id_regs = idregs.defaults()
         self.features: int | None = None
@@ -53,16 +61,19 @@ class Arm64Vm:
         """CNTVCT_EL0 is zero when the VM is made."""
         self.timer_ppis = (VTIMER_PPI, PTIMER_PPI)
         self.vgic: InKernelVgic | None = None
-        self.config_lock = threading.Lock()
-        self.power_lock = threading.Lock()
-        self._user_line_lock = threading.Lock()
 
     def close(self) -> None:
         """Free what the VM holds; every vCPU is gone."""
         if self.vgic is not None:
             self.vgic.close()
             self.vgic = None
-        self.machine.close()
+        self._ladder.unwind()
+
+    def _make_machine(self, traps: tuple[int, ...]) -> Machine:
+        return self.vm.services.obtain("machine", "machine", lambda: Machine("arm64", traps, idregs.CONSTANTS))
+
+    def _free_machine(self, machine: Machine) -> None:
+        self.vm.services.give_back("machine", machine)
 
     # vCPUs.
 

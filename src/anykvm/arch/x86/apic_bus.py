@@ -11,13 +11,14 @@ Source: Intel SDM volume 3, chapter "Advanced Programmable Interrupt Controller"
 from __future__ import annotations
 
 import errno
-import threading
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Final, Protocol
 
 from .lapic_regs import APIC_LVT0
 
 if TYPE_CHECKING:
+    from anykvm.virt.services import Mutex
+
     from .lapic import Lapic
     from .pic import PicPair
 
@@ -80,8 +81,8 @@ class ApicBus:
 
     __slots__ = ("_targets", "eoi_vectors", "extint", "lapics", "lock", "nmi_takers", "on_eoi", "pic", "pic_takers")
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, lock: Mutex) -> None:
+        self.lock = lock
         self.lapics: list[Lapic] = []
         self.pic_takers: list[Lapic] = []
         self.nmi_takers: list[Lapic] = []

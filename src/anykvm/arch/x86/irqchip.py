@@ -52,15 +52,16 @@ class IrqChip:
 
     def __init__(self, vm: Vm, reserved_pins: int | None) -> None:
         self.vm = vm
-        self.bus = ApicBus()
         self.split = reserved_pins is not None
         self.reserved_pins = reserved_pins or 0
         """With a split irqchip: the GSIs below this are the pins of userspace's IOAPIC."""
         self.pic: PicPair | None = None
         self.ioapic: Ioapic | None = None
         self.pit: Pit | None = None
-        self._ladder = Ladder()
+        self._ladder = vm.services.ladder("irqchip")
         with self._ladder as ladder:
+            lock = ladder.acquire("apic bus lock", vm.services.mutex, vm.services.free_mutex, "apic bus lock")
+            self.bus = ApicBus(lock)
             if self.split:
                 self.bus.on_eoi = self._split_eoi
             else:
@@ -107,7 +108,7 @@ class IrqChip:
     def create_lapic(self, side: VcpuSide, *, bsp: bool) -> Lapic:
         """Give a vCPU its local APIC; ENOMEM. ``bsp``: it is the boot processor (KVM_SET_BOOT_CPU_ID)."""
         services = self.vm.services
-        with Ladder() as ladder:
+        with services.ladder("lapic") as ladder:
             ladder.acquire("lapic", services.charge, services.free, "lapic", 4096)
 
             def make_deadline(callback: Callable[[], None]) -> Deadline:
@@ -185,7 +186,9 @@ class IrqChip:
             def make_deadline(callback: Callable[[], None]) -> Deadline:
                 return ladder.acquire("timer", services.timer, services.free_timer, "pit timer", callback)
 
+            lock = ladder.acquire("pit lock", services.mutex, services.free_mutex, "pit lock")
             pit = Pit(
+                lock,
                 now=services.now,
                 make_deadline=make_deadline,
                 set_irq=lambda level: vm.irq.set_irq(_PIT_GSI, level),

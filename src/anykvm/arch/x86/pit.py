@@ -11,13 +11,15 @@ Source: Intel 8254 data sheet; ``arch/x86/kvm/i8254.c``.
 from __future__ import annotations
 
 import struct
-import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from anykvm.uapi.x86_irqchip import KVM_PIT_FLAGS_HPET_LEGACY, KVM_PIT_FLAGS_SPEAKER_DATA_ON
 
 from .lapic_timer import MIN_PERIOD_NS, Deadline
+
+if TYPE_CHECKING:
+    from anykvm.virt.services import Mutex
 
 PIT_PORT: Final = 0x40
 PIT_PORTS: Final = 4
@@ -195,6 +197,7 @@ class Pit:
 
     def __init__(
         self,
+        lock: Mutex,
         *,
         now: Callable[[], int],
         make_deadline: Callable[[Callable[[], None]], Deadline],
@@ -204,7 +207,7 @@ class Pit:
         self.now = now
         self.set_irq = set_irq
         self.tick = tick
-        self.lock = threading.Lock()
+        self.lock = lock
         self.deadline = make_deadline(self._expired)
         self.channels = tuple(Channel(gate) for gate in (1, 1, 0))
         self.flags = 0

@@ -73,7 +73,7 @@ class X86Vcpu:
         self.mp_state = common.KVM_MP_STATE_RUNNABLE if runnable else common.KVM_MP_STATE_UNINITIALIZED
         self.user_apic_base = APIC_BASE_RESET | uapi.MSR_IA32_APICBASE_ENABLE | self.bsp * uapi.MSR_IA32_APICBASE_BSP
         self.user_cr8 = 0
-        self.sleep = Sleep()
+        self.sleep: Sleep
         self.live = False
         self.has_run = False
         self.attention = False
@@ -116,7 +116,9 @@ class X86Vcpu:
         """Build what a running vCPU uses, in the kernel's order: CPU, local APIC, port I/O page, MCE banks."""
         services = self.vcpu.services
         ladder.acquire("x86 vcpu", services.charge, services.free, "x86 vcpu", 0)
-        self.cpu = ladder.acquire("cpu", Cpu, _close_cpu, self.vm.machine)
+        sleep = ladder.acquire("wait queue", services.mutex, services.free_mutex, "vcpu wait queue")
+        self.sleep = Sleep(sleep)
+        self.cpu = ladder.acquire("cpu", self._make_cpu, self._free_cpu)
         chip = self.vm.irqchip
         if chip is not None:
             self.lapic = ladder.acquire("lapic", self._make_lapic, chip.free_lapic, chip)
@@ -127,6 +129,13 @@ class X86Vcpu:
             "mce banks", services.alloc, services.free, "mce banks", sysregs.KVM_MAX_MCE_BANKS * MCE_BANK_BYTES
         )
         self.mce_banks = banks.view.cast("Q")
+
+    def _make_cpu(self) -> CpuLike:
+        cpu: CpuLike = self.vcpu.services.obtain("cpu", "cpu", Cpu, self.vm.machine)
+        return cpu
+
+    def _free_cpu(self, cpu: CpuLike) -> None:
+        self.vcpu.services.give_back("cpu", cpu)
 
     def _make_lapic(self, chip: IrqChip) -> Lapic:
         return chip.create_lapic(self, bsp=self.bsp)
@@ -349,7 +358,3 @@ class X86Vcpu:
 def vcpu_words(vcpu: Vcpu) -> memoryview[int]:
     """The run page and what follows it as 64-bit words."""
     return vcpu.page.cast("Q")
-
-
-def _close_cpu(cpu: CpuLike) -> None:
-    cpu.close()

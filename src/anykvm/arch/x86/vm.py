@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import errno
-import threading
 from typing import TYPE_CHECKING, Final
 
 from anykvm.engine import Machine
@@ -34,7 +33,12 @@ class X86Vm:
         if vm_type != KVM_X86_DEFAULT_VM:
             raise OSError(errno.EINVAL, f"VM type {vm_type:#x} is not KVM_X86_DEFAULT_VM")
         self.vm = vm
-        self.machine = Machine("x86")
+        services = vm.services
+        with services.ladder("arch vm") as ladder:
+            ladder.acquire("x86 vm", services.charge, services.free, "x86 vm", 0)
+            self.machine = ladder.acquire("machine", self._make_machine, self._free_machine)
+            self.config_lock = ladder.acquire("config lock", services.mutex, services.free_mutex, "x86 config lock")
+        self._ladder = ladder
         self.irqchip: IrqChip | None = None
         self.boot_cpu_id = 0
         self.max_vcpu_ids = 0
@@ -48,14 +52,19 @@ class X86Vm:
         self.user_space_msr = 0
         self.msr_filter: MsrFilter = ALLOW_ALL
         self.disabled_quirks = 0
-        self.config_lock = threading.Lock()
 
     def close(self) -> None:
         """Free what the VM holds; every vCPU is gone."""
         if self.irqchip is not None:
             self.irqchip.close()
             self.irqchip = None
-        self.machine.close()
+        self._ladder.unwind()
+
+    def _make_machine(self) -> Machine:
+        return self.vm.services.obtain("machine", "machine", Machine, "x86")
+
+    def _free_machine(self, machine: Machine) -> None:
+        self.vm.services.give_back("machine", machine)
 
     @property
     def vcpus(self) -> list[X86Vcpu]:
