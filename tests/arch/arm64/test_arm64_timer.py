@@ -32,7 +32,7 @@ class Clock:
             now=lambda: self.ticks * NS,
             output=lambda timer, level: self.levels.append(level),
             make_deadline=lambda callback: self,
-            make_lock=threading.Lock,
+            lock=threading.Lock(),
         )
 
     def arm(self, deadline_ns: int) -> None:

@@ -42,8 +42,9 @@ class ArchTimer:
     """One timer.
 
     ``count`` gives its counter now, ``output`` is told the level of its line, ``deadline`` calls :meth:`expire` on
-    another thread. Invariant: while the timer could rise by itself, ``deadline`` is armed for that moment or earlier;
-    one that comes early, because the guest has moved on, only costs another look.
+    another thread. ``lock`` may be shared with the vCPU's other timer. Invariant: while the timer could rise by itself,
+    ``deadline`` is armed for that moment or earlier; one that comes early, because the guest has moved on, only costs
+    another look.
     """
 
     __slots__ = ("count", "ctl", "cval", "deadline", "level", "lock", "now", "output", "period", "ppi")
@@ -57,7 +58,7 @@ class ArchTimer:
         now: Callable[[], int],
         output: Callable[[ArchTimer, bool], None],
         make_deadline: Callable[[Callable[[], None]], Deadline],
-        make_lock: Callable[[], Mutex],
+        lock: Mutex,
     ) -> None:
         self.ppi = ppi
         self.period = 1_000_000_000 / hz
@@ -65,7 +66,7 @@ class ArchTimer:
         self.count = count
         self.output = output
         self.deadline = make_deadline(self.expire)
-        self.lock = make_lock()
+        self.lock = lock
         self.ctl = 0
         self.cval = 0
         self.level = False
@@ -147,13 +148,13 @@ class VcpuTimers:
         now: Callable[[], int],
         output: Callable[[ArchTimer, bool], None],
         make_deadline: Callable[[Callable[[], None]], Deadline],
-        make_lock: Callable[[], Mutex],
+        lock: Mutex,
     ) -> None:
         self._counter = cpu.counter
         self._cntvoff = cntvoff
 
         def make(ppi: int, count: Callable[[], int]) -> ArchTimer:
-            return ArchTimer(ppi, hz, count, now=now, output=output, make_deadline=make_deadline, make_lock=make_lock)
+            return ArchTimer(ppi, hz, count, now=now, output=output, make_deadline=make_deadline, lock=lock)
 
         self.vtimer = make(VTIMER_PPI, self.virtual_count)
         self.ptimer = make(PTIMER_PPI, self.physical_count)

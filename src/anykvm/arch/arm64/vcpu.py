@@ -25,7 +25,6 @@ from .timer import ArchTimer, VcpuTimers
 from .vgic import LINE_FIQ, LINE_IRQ
 
 if TYPE_CHECKING:
-    from anykvm.virt.services import Mutex
     from anykvm.virt.vcpu import Vcpu
 
     from .engine import CpuLike
@@ -97,12 +96,10 @@ class Arm64Vcpu:
 
     def _build_timers(self, ladder: Ladder) -> None:
         services = self.vcpu.services
+        lock = ladder.acquire("timer lock", services.mutex, services.free_mutex, "arch timer lock")
 
         def make_deadline(callback: Any) -> Any:
             return ladder.acquire("timer", services.timer, services.free_timer, "arch timer", callback)
-
-        def make_lock() -> Mutex:
-            return ladder.acquire("timer lock", services.mutex, services.free_mutex, "arch timer lock")
 
         self.timers = VcpuTimers(
             self.cpu,
@@ -111,7 +108,7 @@ class Arm64Vcpu:
             now=services.now,
             output=self._timer_output,
             make_deadline=make_deadline,
-            make_lock=make_lock,
+            lock=lock,
         )
         self.timers.vtimer.ppi, self.timers.ptimer.ppi = self.vm.timer_ppis
         ladder.push("timer stop", self.timers.stop)
