@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import struct
-import threading
 from typing import TYPE_CHECKING, Any, Final
 
 from anykvm.uapi.structs import KvmCoalescedMmio, KvmCoalescedMmioRing, KvmCoalescedMmioZone
@@ -21,7 +20,7 @@ from anykvm.uapi.structs import KvmCoalescedMmio, KvmCoalescedMmioRing, KvmCoale
 from .bus import IoBus
 from .ladder import Ladder
 from .mapping import show_also_at
-from .services import PAGE_SIZE
+from .services import PAGE_SIZE, Mutex
 
 if TYPE_CHECKING:
     from .vcpu import Vcpu
@@ -62,10 +61,10 @@ class Zone:
 class CoalescedRing:
     """The zones of a VM, changed with ``vm.slots_lock`` held, and its ring, written with a lock of its own."""
 
-    def __init__(self, vm: Vm) -> None:
+    def __init__(self, vm: Vm, lock: Mutex) -> None:
         self._vm = vm
         self._zones: list[Zone] = []
-        self._lock = threading.Lock()
+        self._lock = lock
         self._page: memoryview | None = None
         self._words: memoryview[int] | None = None
         self._source = 0
@@ -77,7 +76,7 @@ class CoalescedRing:
         """Queue the writes to a zone from now on; ENOMEM, ENOSPC."""
         vm = self._vm
         bus = vm.pio_bus if zone.pio else vm.mmio_bus
-        with Ladder() as ladder:
+        with vm.services.ladder("coalesced zone") as ladder:
             ladder.acquire("zone", vm.services.charge, vm.services.free, "coalesced zone", 64)
             item = Zone(self, bus, zone, ladder)
             bus.register(item.addr, item.size, item)
