@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Builds the engine: a C extension over the static archive in the pinned Unicorn wheel."""
+"""Builds the engine, a C extension over the static archive in the pinned Unicorn wheel, and the preload library."""
 
 import importlib.util
 import sys
@@ -60,4 +60,16 @@ def engine() -> Extension:
     )
 
 
-setup(ext_modules=[engine()])
+def preload() -> Extension:
+    """Describe the preload library: built as an extension module is, but nobody imports it."""
+    sources = Path("src/anykvm/preload/src")
+    return Extension(
+        "anykvm.preload._preload",
+        sources=sorted(str(p) for p in sources.glob("*.c")),
+        depends=sorted(str(p) for p in sources.glob("*.h")),
+        extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hidden"],
+        extra_link_args=["-Wl,-z,defs", "-Wl,-z,nodelete", "-ldl", "-lpthread"],
+    )
+
+
+setup(ext_modules=[engine(), preload()])

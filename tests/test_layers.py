@@ -25,9 +25,10 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "host": frozenset({"uapi"}),
     "api": frozenset({"uapi"}),
     "guests": frozenset(),
+    "preload": frozenset({"uapi", "virt", "arch", "engine"}),
     "vmm": frozenset({"api", "uapi"}),
     "lab": frozenset({"uapi", "engine", "virt", "arch", "api"}),
-    "cli": frozenset({"uapi", "engine", "virt", "arch", "host", "api", "guests", "vmm", "lab"}),
+    "cli": frozenset({"uapi", "engine", "virt", "arch", "host", "api", "guests", "preload", "vmm", "lab"}),
 }
 """Which other packages of anykvm each package may import. A new package needs a line here."""
 

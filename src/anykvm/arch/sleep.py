@@ -31,11 +31,16 @@ class Sleep:
         with suppress(RuntimeError):
             self._lock.release()
 
-    def until(self, awake: Callable[[], bool]) -> None:
-        """Sleep until ``awake()``, which is asked again after each :meth:`wake`."""
+    def until(self, awake: Callable[[], bool]) -> bool:
+        """Sleep until ``awake()``, which is asked again after each :meth:`wake`; True if a signal ended it instead.
+
+        A signal does so where the services' wait queues say it: by not having been taken.
+        """
         self.asleep = True
         try:
             while not awake():
-                self._lock.acquire()
+                if not self._lock.acquire():
+                    return True
         finally:
             self.asleep = False
+        return False

@@ -26,6 +26,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "check": ("anykvm.cli.check", "check", "Show what this machine offers: backends, architectures, and why not."),
     "boot": ("anykvm.cli.boot", "boot", "Boot Linux; its console is this terminal."),
     "hackbench": ("anykvm.cli.hackbench", "hackbench", "Boot a Debian guest, run hackbench in it, print the result."),
+    "exec": ("anykvm.cli.exec", "command", "Run an unmodified KVM program with a /dev/kvm."),
     "guest": ("anykvm.cli.guest", "guest", "List and fetch Debian guests."),
 }
 

@@ -1,6 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from collections.abc import Mapping, Sequence
 
+def watch(address: int, /) -> None: ...
+
+class Sleeper:
+    def sleep(self) -> bool: ...
+    def wake(self) -> None: ...
+
 class Machine:
     ncpus: int
     target: str

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
+from collections.abc import Callable
 from typing import Final, TypeVar
+
+from .mapping import map_shared
 
 S = TypeVar("S", bound="ctypes.Structure | ctypes.Union")
 
@@ -34,19 +36,31 @@ class UserAccess:
 
     def __init__(self) -> None:
         self._types: list[type[_Bytes] | None] = [None] * (_SMALL + 1)
+        self._move: Callable[[int], int] = lambda fd: fd
+        self._drop: Callable[[int], None] = lambda fd: None
         self._open()
 
     def _open(self) -> None:
-        self._fd = os.memfd_create("anykvm-uaccess", os.MFD_CLOEXEC)
+        self._fd = self._move(os.memfd_create("anykvm-uaccess", os.MFD_CLOEXEC))
         os.ftruncate(self._fd, _WINDOW * _WINDOWS)
-        self._map = mmap.mmap(self._fd, _WINDOW * _WINDOWS)
+        self._map = memoryview(map_shared(self._fd, _WINDOW * _WINDOWS)).cast("B")
         # list.pop and list.append are atomic: the free windows need no lock.
         self._free = [n * _WINDOW for n in range(_WINDOWS)]
 
     def close(self) -> None:
         """Give the memfd back."""
-        self._map.close()
+        self._map.release()
+        self._drop(self._fd)
         os.close(self._fd)
+
+    def relocate(self, move: Callable[[int], int], drop: Callable[[int], None]) -> None:
+        """Let ``move`` choose the descriptor's number, now and after a fork: it is given one, and gives another.
+
+        ``drop`` is told before that is closed.
+        """
+        self._move = move
+        self._drop = drop
+        self._fd = move(self._fd)
 
     def reopen(self) -> None:
         """Start afresh in a forked child, which must not share its parent's windows."""
@@ -79,7 +93,7 @@ class UserAccess:
             try:
                 if os.pwrite(self._fd, self._at(address, size), window) != size:
                     raise _bad_address(address)
-                return self._map[window : window + size]
+                return bytes(self._map[window : window + size])
             finally:
                 self._free.append(window)
         parts = []

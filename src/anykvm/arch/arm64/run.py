@@ -138,7 +138,8 @@ def attend(arch: Arm64Vcpu) -> None:
             vcpu.signal_pending = True
             vcpu.signal_exit()
         if power.stopped:
-            power.until(lambda: arch.attention or not power.stopped)
+            if power.until(lambda: arch.attention or not power.stopped):
+                vcpu.signal_pending = True
         elif power.suspended:
             power.suspended = False
             wait_for_interrupt(arch)
@@ -158,7 +159,8 @@ def wait_for_interrupt(arch: Arm64Vcpu) -> None:
     started = now()
     vcpu.stats.values[stats.BLOCKING] = 1
     try:
-        arch.power.until(arch.interrupt_pending)
+        if arch.power.until(arch.interrupt_pending):
+            vcpu.signal_pending = arch.attention = True
     finally:
         values = vcpu.stats.values
         values[stats.BLOCKING] = 0

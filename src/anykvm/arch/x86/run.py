@@ -67,6 +67,7 @@ _HYPERCALL: Final = int(Event.HYPERCALL)
 _SHUTDOWN: Final = int(Event.SHUTDOWN)
 _BREAK: Final = int(Event.BREAK)
 _FETCH: Final = int(Event.FETCH)
+_SIGNAL: Final = int(Event.SIGNAL)
 
 _RUNNABLE: Final = common.KVM_MP_STATE_RUNNABLE
 _HALTED: Final = common.KVM_MP_STATE_HALTED
@@ -172,6 +173,8 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
                 return 0
         elif kind == _KICK:
             arch.attention = True
+        elif kind == _SIGNAL:
+            vcpu.signal_pending = arch.attention = True
         elif kind == _MSR_READ:
             values[_MSR_EXITS] += 1
             got = msrs.guest_read(arch, a)
@@ -287,7 +290,8 @@ def _sleep(arch: X86Vcpu) -> None:
     started = now()
     vcpu.stats.values[stats.BLOCKING] = 1
     try:
-        arch.sleep.until(lambda: arch.attention or _wake_reason(arch))
+        if arch.sleep.until(lambda: arch.attention or _wake_reason(arch)):
+            vcpu.signal_pending = True
     finally:
         values = vcpu.stats.values
         values[stats.BLOCKING] = 0
@@ -302,7 +306,8 @@ def _wait_for_init(arch: X86Vcpu) -> None:
     assert lapic is not None
     arch.attention = False
     while not (lapic.pending_events or vcpu.signal_pending or vcpu.immediate_exit):
-        arch.sleep.until(lambda: arch.attention)
+        if arch.sleep.until(lambda: arch.attention):
+            vcpu.signal_pending = True
         arch.attention = False
     if lapic.pending_events:
         lapic.accept_events()

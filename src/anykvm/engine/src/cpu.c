@@ -288,7 +288,8 @@ static void go(struct cpu *c)
     if (atomic_load(&c->pending))
         cpu_drain(c);
     /* A line that rose while the cpu was out has not asked for this, and the parked instruction's block may be long. */
-    if (atomic_load(&c->kicked) || atomic_load(&c->lines) || atomic_load(&c->x86.nmi) || c->flush_code)
+    if (atomic_load(&c->kicked) || atomic_load(&c->lines) || atomic_load(&c->x86.nmi) || c->flush_code ||
+        atomic_load(&c->ticked))
         cpu_force_exit(c);
     coroutine_switch(&c->co);
 }

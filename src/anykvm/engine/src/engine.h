@@ -152,6 +152,7 @@ struct cpu {
 
     atomic_int in_guest;        /* set while the coroutine may run guest code */
     atomic_int kicked, ticked;
+    atomic_int *signal;         /* set when a signal came, or NULL */
     atomic_uint lines;          /* bit n: interrupt line n is high */
 
     struct coroutine co;
@@ -236,9 +237,22 @@ int cpu_claim(struct cpu *c);
 int cpu_type_init(PyObject *module);
 int machine_type_init(PyObject *module);
 
+/* sleeper.c */
+int sleeper_type_init(PyObject *module);
+
 /* signals.c */
+
+/* Who has the program's signal handlers. enter() gives a flag that says a signal came, or NULL for a thread that gets
+ * none; between enter() and leave() a signal, also one before enter(), calls poke(who) in its handler. */
+struct watch {
+    atomic_int *(*enter)(void (*poke)(void *), void *who);
+    void (*leave)(void);
+};
+PyObject *signals_set_watch(PyObject *module, PyObject *address);
+atomic_int *signals_enter(void (*poke)(void *), void *who);
+void signals_leave(void);
 int signals_init(void);
-bool signals_arrived(void);
+bool signals_arrived(struct cpu *c);
 bool signals_watch(struct cpu *c);
 void signals_unwatch(struct cpu *c);
 

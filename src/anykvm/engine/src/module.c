@@ -48,8 +48,15 @@ static const char *verify(const struct target *t)
     return wrong;
 }
 
+static PyMethodDef functions[] = {
+    {"watch", signals_set_watch, METH_O,
+     "watch(address)\n\nLet the struct watch at this address say when a signal came; 0: Python's own handlers."},
+    {NULL, NULL, 0, NULL},
+};
+
 static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, "_engine", "Runs guest instructions; knows nothing of KVM.", -1, NULL, NULL, NULL, NULL, NULL,
+    PyModuleDef_HEAD_INIT, "_engine", "Runs guest instructions; knows nothing of KVM.", -1, functions, NULL, NULL, NULL,
+    NULL,
 };
 
 PyMODINIT_FUNC PyInit__engine(void)
@@ -72,7 +79,7 @@ PyMODINIT_FUNC PyInit__engine(void)
     module = PyModule_Create(&definition);
     if (!module)
         return NULL;
-    if (machine_type_init(module) || cpu_type_init(module) || x86_type_init(module)) {
+    if (machine_type_init(module) || cpu_type_init(module) || x86_type_init(module) || sleeper_type_init(module)) {
         Py_DECREF(module);
         return NULL;
     }

@@ -78,7 +78,7 @@ static PyObject *cpu_run(struct cpu *c, PyObject *const *args, Py_ssize_t nargs)
             break;
         if (atomic_exchange(&c->ticked, 0) && PyErr_CheckSignals())
             goto done;
-        if (watched && signals_arrived()) {
+        if (watched && signals_arrived(c)) {
             c->ev = (struct event){EV_SIGNAL, 0, 0, 0};
             break;
         }
