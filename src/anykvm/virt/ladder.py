@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -108,3 +108,11 @@ class Ladder:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if kind is not None:
             self.unwind()
+
+
+class BuildStep(NamedTuple):
+    """One of the steps that an architecture's ladder is built by, each of them for itself."""
+
+    name: str
+    build: Callable[[Ladder], None]
+    """Builds it and leaves what takes it back on the ladder, as one rung or a few."""

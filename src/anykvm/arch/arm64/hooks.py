@@ -120,7 +120,8 @@ class Arm64Hooks(EngineMemory):
         """Build ``vcpu.arch``; the target is unknown until KVM_ARM_VCPU_INIT."""
         vcpu.arch = arch = Arm64Vcpu(vcpu, vcpu.vm.arch)
         with vcpu.arch_ladder as ladder:
-            arch.build(ladder)
+            for step in arch.build_steps():
+                step.build(ladder)
 
     def vcpu_postcreate(self, vcpu: Vcpu) -> None:
         """Nothing."""

@@ -15,7 +15,7 @@ from anykvm.engine import COUNTER_HZ, Cpu, Event
 from anykvm.uapi import arm64 as uapi
 from anykvm.uapi import common
 from anykvm.uapi.run import KvmRun
-from anykvm.virt.ladder import Ladder
+from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from . import idregs, psci, sysregs
@@ -77,14 +77,28 @@ class Arm64Vcpu:
 
     # The create ladder.
 
-    def build(self, ladder: Ladder) -> None:
-        """Build what a running vCPU uses, in the kernel's order: timer, interrupt controller, CPU."""
+    def build_steps(self) -> tuple[BuildStep, ...]:
+        """What a running vCPU uses, in the order in which it is built; what comes later may use what came before."""
+        return (
+            BuildStep("arm64 vcpu", self._build_struct),
+            BuildStep("wait queue", self._build_wait_queue),
+            BuildStep("cpu", self._build_cpu),
+            BuildStep("timers", self._build_timers),
+            BuildStep("vgic", self._build_vgic),
+        )
+
+    def _build_struct(self, ladder: Ladder) -> None:
         services = self.vcpu.services
         ladder.acquire("arm64 vcpu", services.charge, services.free, "arm64 vcpu", 0)
-        sleep = ladder.acquire("wait queue", services.mutex, services.free_mutex, "vcpu wait queue")
-        self.power = Power(sleep)
+
+    def _build_wait_queue(self, ladder: Ladder) -> None:
+        services = self.vcpu.services
+        self.power = Power(ladder.acquire("wait queue", services.mutex, services.free_mutex, "vcpu wait queue"))
+
+    def _build_cpu(self, ladder: Ladder) -> None:
         self.cpu = ladder.acquire("cpu", self._make_cpu, self._free_cpu)
-        self._build_timers(ladder)
+
+    def _build_vgic(self, ladder: Ladder) -> None:
         ladder.step("vgic", self.vm.vgic_vcpu_init, self.vm.vgic_vcpu_destroy, self)
 
     def _make_cpu(self) -> CpuLike:

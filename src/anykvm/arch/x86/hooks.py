@@ -127,7 +127,8 @@ class X86Hooks(EngineMemory):
         """Build ``vcpu.arch``."""
         vcpu.arch = arch = X86Vcpu(vcpu, vcpu.vm.arch)
         with vcpu.arch_ladder as ladder:
-            arch.build(ladder)
+            for step in arch.build_steps():
+                step.build(ladder)
 
     def vcpu_postcreate(self, vcpu: Vcpu) -> None:
         """The quirks that are disabled already; the TSC is synchronised when the CPU is first used."""

@@ -14,7 +14,7 @@ from anykvm.engine import Cpu, Event
 from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
-from anykvm.virt.ladder import Ladder
+from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..sleep import Sleep
@@ -112,22 +112,46 @@ class X86Vcpu:
 
     # The create ladder.
 
-    def build(self, ladder: Ladder) -> None:
-        """Build what a running vCPU uses, in the kernel's order: CPU, local APIC, port I/O page, MCE banks."""
+    def build_steps(self) -> tuple[BuildStep, ...]:
+        """What a running vCPU uses, in the order in which it is built; what comes later may use what came before."""
+        return (
+            BuildStep("x86 vcpu", self._build_struct),
+            BuildStep("wait queue", self._build_wait_queue),
+            BuildStep("cpu", self._build_cpu),
+            BuildStep("lapic", self._build_lapic),
+            BuildStep("run page words", self._build_words),
+            BuildStep("pio page", self._build_pio_page),
+            BuildStep("mce banks", self._build_mce_banks),
+        )
+
+    def _build_struct(self, ladder: Ladder) -> None:
         services = self.vcpu.services
         ladder.acquire("x86 vcpu", services.charge, services.free, "x86 vcpu", 0)
-        sleep = ladder.acquire("wait queue", services.mutex, services.free_mutex, "vcpu wait queue")
-        self.sleep = Sleep(sleep)
+
+    def _build_wait_queue(self, ladder: Ladder) -> None:
+        services = self.vcpu.services
+        self.sleep = Sleep(ladder.acquire("wait queue", services.mutex, services.free_mutex, "vcpu wait queue"))
+
+    def _build_cpu(self, ladder: Ladder) -> None:
         self.cpu = ladder.acquire("cpu", self._make_cpu, self._free_cpu)
+
+    def _build_lapic(self, ladder: Ladder) -> None:
         chip = self.vm.irqchip
         if chip is not None:
             self.lapic = ladder.acquire("lapic", self._make_lapic, chip.free_lapic, chip)
+
+    def _build_words(self, ladder: Ladder) -> None:
         self.words = ladder.acquire("run page words", vcpu_words, memoryview.release, self.vcpu)
+
+    def _build_pio_page(self, ladder: Ladder) -> None:
         # It is part of the mapping that the run page begins.
+        services = self.vcpu.services
         ladder.acquire("pio page", services.charge, services.free, "pio page", PIO_PAGE_SIZE)
-        banks = ladder.acquire(
-            "mce banks", services.alloc, services.free, "mce banks", sysregs.KVM_MAX_MCE_BANKS * MCE_BANK_BYTES
-        )
+
+    def _build_mce_banks(self, ladder: Ladder) -> None:
+        services = self.vcpu.services
+        size = sysregs.KVM_MAX_MCE_BANKS * MCE_BANK_BYTES
+        banks = ladder.acquire("mce banks", services.alloc, services.free, "mce banks", size)
         self.mce_banks = banks.view.cast("Q")
 
     def _make_cpu(self) -> CpuLike:
