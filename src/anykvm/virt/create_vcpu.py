@@ -45,7 +45,9 @@ def create_vcpu(vm: Vm, vcpu_id: int) -> int:
             # No ioctl on the new fd gets past this mutex until the vCPU is online.
             with vcpu.mutex, ladder.guard():
                 ladder.step("VM reference", vm.get, vm.put_no_destroy)
-                fd = ladder.step("fd", _install, _uninstall, vcpu)
+                # Before the fd is there: who closes it at once takes this step off the ladder.
+                ladder.push("fd", _uninstall, vcpu)
+                fd = _install(vcpu)
                 services.publish("vcpu online")
                 ladder.step("online", _set_online, _set_offline, vcpu)
     hooks.vcpu_postcreate(vcpu)
@@ -65,6 +67,7 @@ def _create_arch(vcpu: Vcpu) -> None:
 
 
 def _count(vm: Vm) -> None:
+    vm.services.publish("created_vcpus")
     vm.created_vcpus += 1
 
 

@@ -164,6 +164,7 @@ def side_of(lapic: Lapic) -> FakeSide:
 
 def make_lapic(bus: ApicBus, clock: Clock, vcpu_id: int = 0, *, on: bool = True) -> Lapic:
     lapic = Lapic(FakeSide(vcpu_id), bus, bsp=vcpu_id == 0, now=clock.now, make_deadline=clock.make_deadline)
+    lapic.online()
     if on:
         put(lapic, APIC_SVR, 0x1FF)
     return lapic

@@ -160,8 +160,15 @@ class Arm64Vm:
             self.vgic.vgic.inject(cpu, intid, level)
 
     def vgic_vcpu_init(self, vcpu: Arm64Vcpu) -> None:
-        """The create ladder's step: the vCPU's side of an in-kernel GIC, with its redistributor."""
+        """The create ladder's step: the vCPU's side of an in-kernel GIC, with its redistributor; EBUSY, EINVAL.
+
+        A GIC may have been initialised after precreate looked and before the vCPU was counted. One that begins now sees
+        the count, and refuses.
+        """
         if self.vgic is not None:
+            with self.config_lock:
+                if self.vgic.vgic.initialized:
+                    raise OSError(errno.EBUSY, "the GIC is initialised: its number of vCPUs is fixed")
             self.vgic.vcpu_init(vcpu)
 
     def vgic_vcpu_destroy(self, vcpu: Arm64Vcpu) -> None:

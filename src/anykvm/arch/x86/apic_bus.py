@@ -94,7 +94,7 @@ class ApicBus:
         self._targets: dict[int, tuple[Lapic, ...]] = {}
 
     def add(self, lapic: Lapic) -> None:
-        """A vCPU has been created."""
+        """A vCPU is online: one that is not must not take a message, since it may never be."""
         with self.lock:
             self.lapics.append(lapic)
             self.changed()

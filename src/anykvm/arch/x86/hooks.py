@@ -131,7 +131,10 @@ class X86Hooks(EngineMemory):
                 step.build(ladder)
 
     def vcpu_postcreate(self, vcpu: Vcpu) -> None:
-        """The quirks that are disabled already; the TSC is synchronised when the CPU is first used."""
+        """Messages reach its local APIC; the quirks that are disabled already; the TSC waits for the CPU's first use."""
+        lapic = vcpu.arch.lapic
+        if lapic is not None:
+            lapic.online()
         vcpu.vm.arch.apply_quirks(vcpu.arch)
 
     def vcpu_destroy(self, vcpu: Vcpu) -> None:

@@ -138,7 +138,10 @@ class Lapic:
         self.sipi_vector = 0
         self.page = b""
         self.reset()
-        bus.add(self)
+
+    def online(self) -> None:
+        """The vCPU is online: from here on messages reach it."""
+        self.bus.add(self)
 
     def close(self) -> None:
         """The vCPU goes away: no message reaches it and no timer expires any more."""

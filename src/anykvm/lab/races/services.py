@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The core's services, each of them a point where another task may go on."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import Callable
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from anykvm.virt.handles import FileTable, KvmFile
+from anykvm.virt.services import Charge, EventFd, Mapping, Memory, Services
+
+if TYPE_CHECKING:
+    from .scheduler import Mutex, Scheduler
+
+
+class StoppedTimer:
+    """A timer whose deadline never comes: time does not pass in a run."""
+
+    __slots__ = ("deadline", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.deadline: int | None = None
+
+    def arm(self, deadline_ns: int) -> None:
+        """Note the deadline."""
+        self.deadline = deadline_ns
+
+    def cancel(self) -> None:
+        """Forget it."""
+        self.deadline = None
+
+
+class ScheduledServices(Services):
+    """Services under a scheduler. ``refuse`` says which requests fail, by kind and name, and with what errno."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._scheduler = scheduler
+        self.refuse: Callable[[str, str], int] | None = None
+        self.newest_vcpu_fd = -1
+        """The number a program would guess for the vCPU that is being made: the newest memfd of a vCPU."""
+        clock = count(1_000_000_000, 1000)
+        self.now: Callable[[], int] = lambda: next(clock)
+
+    def _ask(self, kind: str, name: str) -> None:
+        self._scheduler.point((kind, name))
+        if self.refuse is not None:
+            code = self.refuse(kind, name)
+            if code:
+                raise OSError(code, f"the plan refuses {kind} {name}")
+
+    def charge(self, name: str, size: int = 0) -> Charge:
+        """As the services do."""
+        self._ask("alloc", name)
+        return super().charge(name, size)
+
+    def alloc(self, name: str, size: int) -> Memory:
+        """As the services do."""
+        self._ask("alloc", name)
+        return super().alloc(name, size)
+
+    def free(self, held: Memory | Charge) -> None:
+        """As the services do."""
+        self._scheduler.point(("free", held.name))
+        super().free(held)
+
+    def mutex(self, name: str) -> Any:
+        """A mutex of the scheduler's."""
+        self._ask("alloc", name)
+        mutex = self._scheduler.mutex(name)
+        self._hold(mutex, "lock", name)
+        return mutex
+
+    def free_mutex(self, mutex: Any) -> None:
+        """Give it back; it must not be held."""
+        made: Mutex = mutex
+        if made.held:
+            self._scheduler.fail(f"{made.name} is freed while it is held")
+        super().free_mutex(mutex)
+
+    def timer(self, name: str, callback: Callable[[], None]) -> Any:
+        """A timer that never fires."""
+        self._ask("alloc", name)
+        timer = StoppedTimer(name)
+        self._hold(timer, "timer", name)
+        return timer
+
+    def free_timer(self, timer: Any) -> None:
+        """As the services do."""
+        self._scheduler.point(("free", timer.name))
+        super().free_timer(timer)
+
+    def memfd(self, name: str, size: int) -> int:
+        """As the services do."""
+        self._ask("fd", name)
+        fd = super().memfd(name, size)
+        if name.startswith("kvm-vcpu:"):
+            self.newest_vcpu_fd = fd
+        return fd
+
+    def map(self, fd: int, size: int) -> Mapping:
+        """As the services do."""
+        self._ask("map", "memory")
+        return super().map(fd, size)
+
+    def reopen(self, fd: int, name: str) -> int:
+        """As the services do."""
+        self._ask("fd", name)
+        return super().reopen(fd, name)
+
+    def close_fd(self, fd: int) -> None:
+        """As the services do."""
+        self._scheduler.point(("close", "fd"))
+        super().close_fd(fd)
+
+    def epoll(self, name: str) -> select.epoll:
+        """Nothing that needs a thread of its own runs here."""
+        raise OSError(errno.ENOMEM, "there are no irqfds under a scheduler")
+
+    def eventfd(self, name: str) -> EventFd:
+        """As the services do."""
+        self._ask("fd", name)
+        return super().eventfd(name)
+
+    def give_back(self) -> None:
+        """Close what a broken run still holds of the host."""
+        for key in list(self._held):
+            if isinstance(key, tuple) and key[0] == "fd":
+                super().close_fd(key[1])
+        self._held.clear()
+
+    def publish(self, what: str) -> None:
+        """The next statement makes something visible."""
+        self._scheduler.point(("publish", what))
+
+
+class ScheduledFiles(FileTable):
+    """The fds of a backend under a scheduler: others see a new one before its maker goes on."""
+
+    __slots__ = ("_scheduler",)
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        super().__init__()
+        self._scheduler = scheduler
+
+    def install(self, fd: int, file: KvmFile) -> None:
+        """As the table does."""
+        super().install(fd, file)
+        self._scheduler.point(("installed", f"{file.kind} fd"))
+
+    def take(self, fd: int) -> KvmFile | None:
+        """As the table does."""
+        self._scheduler.point(("take", "fd"))
+        return super().take(fd)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A backend with one VM under a scheduler: what the tasks of a scenario share, and what is looked at around them."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+from anykvm.arch import interface
+from anykvm.uapi import requests as rq
+from anykvm.uapi.run import KvmRun
+from anykvm.uapi.structs import KvmEnableCap
+from anykvm.virt.backend import SoftwareBackend
+from anykvm.virt.hooks import ArchHooks
+from anykvm.virt.vcpu import Vcpu, VcpuFile
+from anykvm.virt.vm import Vm, VmFile
+
+from . import invariants
+from .scheduler import Scheduler
+from .services import ScheduledFiles, ScheduledServices
+
+OK = "ok"
+_IMMEDIATE_EXIT: Final = KvmRun.immediate_exit.offset
+
+
+@cache
+def _hooks(arch: str) -> ArchHooks:
+    return interface.hooks(arch)
+
+
+class ScheduledBackend(SoftwareBackend):
+    """The software backend, its table of fds under a scheduler."""
+
+    def __init__(self, arch: str, scheduler: Scheduler) -> None:
+        self.scheduled = ScheduledServices(scheduler)
+        super().__init__(invariants.watched(_hooks(arch), scheduler), self.scheduled)
+        self.files = ScheduledFiles(scheduler)
+        self._by_fd = self.files.by_fd
+
+
+class World:
+    """One VM, its backend, and what userspace knows of them.
+
+    Userspace is careless here: it uses the number of a vCPU's fd before it was told it, and closes what others use.
+    """
+
+    def __init__(self, arch: str, edges: set[tuple[str, str]] | None = None) -> None:
+        self.arch = arch
+        self.scheduler = Scheduler(self.check, edges)
+        self.backend = ScheduledBackend(arch, self.scheduler)
+        self.services = self.backend.scheduled
+        self.kvm = self.backend.open()
+        self.before = self.services.ledger()
+        self.fd: int = self.backend.ioctl(self.kvm, rq.KVM_CREATE_VM, 0)
+        file = self.backend.files.find(self.fd)
+        assert isinstance(file, VmFile)
+        self.vm: Vm = file.vm
+        self.fds: dict[int, int] = {}
+        """The vCPU fds userspace was told, by id."""
+        self.keep: list[Any] = []
+
+    @property
+    def dead(self) -> bool:
+        """Whether the VM has been destroyed."""
+        return not self.vm.ladder
+
+    def check(self) -> str | None:
+        """What is wrong now."""
+        return invariants.check_vm(self.vm)
+
+    # Userspace's side. Each tells "ok" or the name of the errno.
+
+    def try_ioctl(self, fd: int, request: int, argument: Any = 0) -> str:
+        """Make an ioctl; a structure is passed by its address."""
+        if not isinstance(argument, int):
+            self.keep.append(argument)
+            argument = ctypes.addressof(argument)
+        try:
+            self.backend.ioctl(fd, request, argument)
+        except OSError as refusal:
+            return errno.errorcode[refusal.errno]
+        return OK
+
+    def value_of(self, fd: int, request: int, argument: Any) -> int:
+        """Make an ioctl with a structure, and give what it returns; -1 for a refusal."""
+        self.keep.append(argument)
+        try:
+            return self.backend.ioctl(fd, request, ctypes.addressof(argument))
+        except OSError:
+            return -1
+
+    def create_vcpu(self, vcpu_id: int) -> str:
+        """KVM_CREATE_VCPU."""
+        try:
+            self.fds[vcpu_id] = self.backend.ioctl(self.fd, rq.KVM_CREATE_VCPU, vcpu_id)
+        except OSError as refusal:
+            return errno.errorcode[refusal.errno]
+        return OK
+
+    def enable_cap(self, cap: int, value: int) -> str:
+        """KVM_ENABLE_CAP on the VM."""
+        request = KvmEnableCap(cap=cap)
+        request.args[0] = value
+        return self.try_ioctl(self.fd, rq.KVM_ENABLE_CAP, request)
+
+    def guess(self) -> int:
+        """The number of the newest vCPU's fd, as a program that has been told nothing would guess it."""
+        return self.services.newest_vcpu_fd
+
+    def close(self, fd: int) -> str:
+        """Close an fd."""
+        try:
+            self.backend.close(fd)
+        except OSError as refusal:
+            return errno.errorcode[refusal.errno]
+        return OK
+
+    def run_briefly(self, fd: int) -> str:
+        """KVM_RUN on a vCPU's fd with immediate_exit set, which answers EINTR before any guest runs."""
+        try:
+            self.backend.mmap(fd, 4096)[_IMMEDIATE_EXIT] = 1
+        except OSError as refusal:
+            return errno.errorcode[refusal.errno]
+        return self.try_ioctl(fd, rq.KVM_RUN)
+
+    # The kernel's side.
+
+    def pause(self, what: str) -> None:
+        """A point of the scenario's own."""
+        self.scheduler.point(("pause", what))
+
+    def vcpu(self, vcpu_id: int) -> Vcpu:
+        """A vCPU userspace was told of."""
+        file = self.backend.files.find(self.fds[vcpu_id])
+        assert isinstance(file, VcpuFile)
+        return file.vcpu
+
+    def run(self, bodies: list[Callable[[], Any]], prefix: bytes) -> None:
+        """Run tasks by a schedule, then close everything; ``scheduler.failure`` says what was wrong."""
+        scheduler = self.scheduler
+        scheduler.run(bodies, prefix)
+        if scheduler.failure is None:
+            for task in scheduler.tasks:
+                if task.error is not None:
+                    scheduler.fail(f"{task.name}: {type(task.error).__name__}: {task.error}")
+        if scheduler.failure is not None:
+            self.abandon()
+
+    def finish(self) -> None:
+        """Look at what the tasks left, end the VM, look again."""
+        scheduler = self.scheduler
+        try:
+            if not self.dead:
+                complaint = invariants.check_vm(self.vm) or invariants.check_idle(self.vm)
+                if complaint is not None:
+                    scheduler.fail(complaint)
+            for file in reversed(self.backend.files.files()):
+                if file.fd != self.kvm:
+                    self.backend.close(file.fd)
+            if not self.dead:
+                scheduler.fail("every fd is closed, and the VM has not been destroyed")
+            held = self.services.ledger()
+            if held != self.before:
+                left = {name: count for name, count in held.items() if count != self.before.get(name, 0)}
+                gone = [name for name in self.before if name not in held]
+                scheduler.fail(f"held at the end: {_told(left)}" if left else f"given back twice: {gone}")
+            self.backend.close(self.kvm)
+        except Exception as error:
+            scheduler.fail(f"the end of the VM: {type(error).__name__}: {error}")
+        if scheduler.failure is not None:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Give back to the host what a failed run holds, whatever state the VM is in."""
+        self.scheduler.aborting = True
+        for file in self.backend.files.files():
+            try:
+                self.backend.close(file.fd)
+            except Exception:  # noqa: S112  (the VM is broken: that is what was found)
+                continue
+        self.services.give_back()
+
+
+def _told(left: dict[tuple[str, str], int]) -> str:
+    return ", ".join(f"{count} x {name}" for (_, name), count in sorted(left.items()))
