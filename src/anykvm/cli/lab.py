@@ -13,7 +13,9 @@ import click
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Name, where it is, and what --help says: a subcommand's modules are imported when it is used.
-_COMMANDS: Final[dict[str, tuple[str, str, str]]] = {}
+_COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "races": ("anykvm.cli.lab_races", "races", "Run every order of a few operations, up to a bound."),
+}
 
 
 class _Commands(click.Group):

@@ -27,6 +27,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "boot": ("anykvm.cli.boot", "boot", "Boot Linux; its console is this terminal."),
     "hackbench": ("anykvm.cli.hackbench", "hackbench", "Boot a Debian guest, run hackbench in it, print the result."),
     "exec": ("anykvm.cli.exec", "command", "Run an unmodified KVM program with a /dev/kvm."),
+    "lab": ("anykvm.cli.lab", "lab", "Make creation and destruction of vCPUs fail, race, and be seen."),
     "guest": ("anykvm.cli.guest", "guest", "List and fetch Debian guests."),
 }
 

@@ -42,6 +42,8 @@ ACQUIRES: Final[dict[str, Acquire]] = {
 """By the method's name. ``obtain`` has its kind as its first argument: "machine", "cpu"."""
 
 PUBLISHES: Final[dict[str, tuple[int, ...]]] = {
+    # Counted with the VM's lock held, after precreate.
+    "created_vcpus": (),
     # xa_insert allocates nodes.
     "vcpu array": (errno.ENOMEM,),
     # anon_inode_getfile allocates an inode and a file.

@@ -35,6 +35,8 @@ def check_vm(vm: Vm) -> str | None:
     ids = set()
     for index in range(online):
         vcpu = array[index]
+        if not isinstance(vcpu, Vcpu):
+            return f"vcpu_array[{index}] is empty, and {online} vCPUs are online"
         if vcpu.vcpu_idx != index:
             return f"vcpu_array[{index}] has vcpu_idx {vcpu.vcpu_idx}"
         if vcpu.destroyed:
@@ -123,9 +125,7 @@ def watched(hooks: ArchHooks, scheduler: Scheduler) -> ArchHooks:
             scheduler.fail("the architecture's VM is destroyed before its vCPUs")
         kind.vm_destroy(self, vm)
 
-    body: dict[str, Any] = {
-        name: on_vcpu(name) for name in ("vcpu_ioctl", "vcpu_run", "vcpu_complete_io")
-    }
+    body: dict[str, Any] = {name: on_vcpu(name) for name in ("vcpu_ioctl", "vcpu_run", "vcpu_complete_io")}
     body |= {hook.__name__: hook for hook in (vcpu_precreate, vcpu_postcreate, vcpu_destroy, vm_destroy)}
     made: ArchHooks = type(f"Watched{kind.__name__}", (kind,), body)()
     return made

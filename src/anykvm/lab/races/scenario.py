@@ -19,7 +19,7 @@ class Scenario:
 
     ``prepare`` puts the VM in place before any task begins. Each task is a function of the world that returns what it
     was answered, in a word or a few. ``allowed`` says whether the answers together are the kernel's; ``after`` looks at
-    the VM when all tasks have ended and says what is wrong. ``prepare`` and ``after`` are not interleaved with anything.
+    the VM when all tasks have ended and says what is wrong. Nothing is interleaved with ``prepare`` and ``after``.
     """
 
     name: str

@@ -54,28 +54,14 @@ def _any_one(world: World) -> str | None:
     return None if world.vm.online_vcpus == 1 else f"{world.vm.online_vcpus} vCPUs are online, not 1"
 
 
-def _fails_late(world: World) -> None:
+def _no_fd(world: World) -> None:
     """Task A gets no file descriptor: its creation fails at the last step that can."""
-
-    def refuse(kind: str, name: str) -> int:
-        current = world.scheduler.current
-        return errno.EMFILE if current is not None and current.number == 0 and name == "kvm-vcpu:0" else 0
-
-    world.services.refuse = refuse
+    world.refuse_first_task(errno.EMFILE, "kvm-vcpu:0")
 
 
-def _fails_in_arch(world: World) -> None:
-    """Task A's architecture finds no memory: the contract says that it has cleaned up."""
-
-    def refuse(kind: str, name: str) -> int:
-        current = world.scheduler.current
-        return errno.ENOMEM if current is not None and current.number == 0 and name in _LATE_IN_ARCH else 0
-
-    world.services.refuse = refuse
-
-
-_LATE_IN_ARCH: Final = ("arch timer", "mce banks")
-"""What each architecture's create allocates last."""
+def _no_memory(world: World) -> None:
+    """Task A's architecture gets no memory for what it allocates last: the contract says that it has cleaned up."""
+    world.refuse_first_task(errno.ENOMEM, "arch timer", "mce banks")
 
 
 # Lookups.
@@ -87,11 +73,11 @@ def _look_up(world: World) -> str:
     found = []
     for index in range(3):
         vcpu = vm.get_vcpu(index)
+        if vcpu is not None and (vcpu.destroyed or vcpu.vcpu_idx != index or index >= vm.online_vcpus):
+            world.scheduler.fail(f"get_vcpu({index}) finds a vCPU that is not online")
         world.pause(f"vCPU {index} looked up")
         if vcpu is not None:
             found.append(index)
-            if vcpu.destroyed or vcpu.vcpu_idx != index:
-                world.scheduler.fail(f"get_vcpu({index}) finds a vCPU that cannot be used: {vcpu!r}")
             vcpu.make_request(_REQUEST)
             vcpu.kick()
     vm.make_all_request(_REQUEST)
@@ -200,7 +186,7 @@ COMMON: Final = (
         "a KVM_CREATE_VCPU that gets no fd, and another one of its id",
         {"create 0": _create(0), "create 0 too": _create(0)},
         lambda outcome: outcome in (("EMFILE", OK), ("EEXIST", OK)),
-        prepare=_fails_late,
+        prepare=_no_fd,
         after=lambda world: _online(world, 0),
     ),
     Scenario(
@@ -208,7 +194,7 @@ COMMON: Final = (
         "a KVM_CREATE_VCPU whose architecture gets no memory, and another one of its id",
         {"create 0": _create(0), "create 0 too": _create(0)},
         lambda outcome: outcome == ("ENOMEM", OK),
-        prepare=_fails_in_arch,
+        prepare=_no_memory,
         after=lambda world: _online(world, 0),
     ),
     Scenario(

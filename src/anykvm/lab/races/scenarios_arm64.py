@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 from typing import Final
 
 from anykvm.uapi import arm64 as uapi
@@ -59,6 +60,11 @@ def _gic_and_vcpu(world: World) -> None:
 def _placed_gic_and_vcpu(world: World) -> None:
     _gic_and_vcpu(world)
     _place_redists(world)
+
+
+def _placed_gic_and_no_memory(world: World) -> None:
+    _placed_gic_and_vcpu(world)
+    world.refuse_first_task(errno.ENOMEM, "arch timer")
 
 
 def _sides(world: World) -> str | None:
@@ -127,6 +133,14 @@ SCENARIOS: Final = (
         {"create 0 again": lambda world: world.create_vcpu(0), "initialise the GIC": _init_gic},
         lambda outcome: outcome in (("EEXIST", OK), ("EEXIST", "EBUSY"), ("EBUSY", OK)),
         prepare=_placed_gic_and_vcpu,
+        after=_redistributors,
+    ),
+    Scenario(
+        "gic-no-memory",
+        "a KVM_CREATE_VCPU whose architecture gets no memory, and another one of its id, with redistributors in place",
+        {"create 1": lambda world: world.create_vcpu(1), "create 1 too": lambda world: world.create_vcpu(1)},
+        lambda outcome: outcome == ("ENOMEM", OK),
+        prepare=_placed_gic_and_no_memory,
         after=_redistributors,
     ),
     Scenario(

@@ -51,17 +51,20 @@ class Task:
 class Mutex:
     """A mutex of the scheduler's; it stands in for :class:`threading.Lock`."""
 
-    __slots__ = ("_scheduler", "held", "holder", "name")
+    __slots__ = ("_scheduler", "freed", "held", "holder", "name")
 
     def __init__(self, scheduler: Scheduler, name: str) -> None:
         self._scheduler = scheduler
         self.name = name
         self.held = False
         self.holder: Task | None = None
+        self.freed = False
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take it. A task is not chosen for this step before it is free; outside of tasks that is :class:`Stuck`."""
         scheduler = self._scheduler
+        if self.freed:
+            scheduler.fail(f"{self.name} is taken after it was freed")
         task = scheduler.current
         if task is None:
             if self.held:
@@ -188,13 +191,12 @@ class Scheduler:
         return chosen
 
     def _nobody(self) -> None:
-        waiting = [task for task in self.tasks if not task.done]
-        if waiting:
-            told = [
-                f"{task.name} waits for {task.wants.name}, held by {task.wants.holder.name if task.wants.holder else '?'}"
-                for task in waiting
-                if task.wants is not None
-            ]
+        told = []
+        for task in self.tasks:
+            if not task.done and task.wants is not None:
+                holder = task.wants.holder
+                told.append(f"{task.name} waits for {task.wants.name}, held by {holder.name if holder else 'nobody'}")
+        if told:
             self.fail(f"deadlock: {'; '.join(told)}")
 
     def _begin(self, task: Task) -> Callable[..., None]:

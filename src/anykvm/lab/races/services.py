@@ -10,27 +10,36 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from anykvm.virt.handles import FileTable, KvmFile
-from anykvm.virt.services import Charge, EventFd, Mapping, Memory, Services
+from anykvm.virt.mapping import Mapping
+from anykvm.virt.services import Charge, EventFd, Memory, Services
 
 if TYPE_CHECKING:
     from .scheduler import Mutex, Scheduler
 
 
 class StoppedTimer:
-    """A timer whose deadline never comes: time does not pass in a run."""
+    """A timer whose deadline never comes: time does not pass in a run. It tells if it is used when it is freed."""
 
-    __slots__ = ("deadline", "name")
+    __slots__ = ("_scheduler", "deadline", "freed", "name")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, scheduler: Scheduler, name: str) -> None:
+        self._scheduler = scheduler
         self.name = name
         self.deadline: int | None = None
+        self.freed = False
+
+    def _use(self) -> None:
+        if self.freed:
+            self._scheduler.fail(f"the timer {self.name!r} is used after it was freed")
 
     def arm(self, deadline_ns: int) -> None:
         """Note the deadline."""
+        self._use()
         self.deadline = deadline_ns
 
     def cancel(self) -> None:
         """Forget it."""
+        self._use()
         self.deadline = None
 
 
@@ -80,12 +89,13 @@ class ScheduledServices(Services):
         made: Mutex = mutex
         if made.held:
             self._scheduler.fail(f"{made.name} is freed while it is held")
+        made.freed = True
         super().free_mutex(mutex)
 
     def timer(self, name: str, callback: Callable[[], None]) -> Any:
         """A timer that never fires."""
         self._ask("alloc", name)
-        timer = StoppedTimer(name)
+        timer = StoppedTimer(self._scheduler, name)
         self._hold(timer, "timer", name)
         return timer
 
@@ -93,6 +103,7 @@ class ScheduledServices(Services):
         """As the services do."""
         self._scheduler.point(("free", timer.name))
         super().free_timer(timer)
+        timer.freed = True
 
     def memfd(self, name: str, size: int) -> int:
         """As the services do."""

@@ -26,6 +26,11 @@ OK = "ok"
 _IMMEDIATE_EXIT: Final = KvmRun.immediate_exit.offset
 
 
+def _named(refusal: OSError) -> str:
+    """The name of an errno."""
+    return errno.errorcode[refusal.errno or 0]
+
+
 @cache
 def _hooks(arch: str) -> ArchHooks:
     return interface.hooks(arch)
@@ -81,7 +86,7 @@ class World:
         try:
             self.backend.ioctl(fd, request, argument)
         except OSError as refusal:
-            return errno.errorcode[refusal.errno]
+            return _named(refusal)
         return OK
 
     def value_of(self, fd: int, request: int, argument: Any) -> int:
@@ -97,7 +102,7 @@ class World:
         try:
             self.fds[vcpu_id] = self.backend.ioctl(self.fd, rq.KVM_CREATE_VCPU, vcpu_id)
         except OSError as refusal:
-            return errno.errorcode[refusal.errno]
+            return _named(refusal)
         return OK
 
     def enable_cap(self, cap: int, value: int) -> str:
@@ -115,7 +120,7 @@ class World:
         try:
             self.backend.close(fd)
         except OSError as refusal:
-            return errno.errorcode[refusal.errno]
+            return _named(refusal)
         return OK
 
     def run_briefly(self, fd: int) -> str:
@@ -123,10 +128,19 @@ class World:
         try:
             self.backend.mmap(fd, 4096)[_IMMEDIATE_EXIT] = 1
         except OSError as refusal:
-            return errno.errorcode[refusal.errno]
+            return _named(refusal)
         return self.try_ioctl(fd, rq.KVM_RUN)
 
     # The kernel's side.
+
+    def refuse_first_task(self, code: int, *names: str) -> None:
+        """Refuse task A what has one of these names, with this errno; the other tasks get it."""
+
+        def refuse(kind: str, name: str) -> int:
+            current = self.scheduler.current
+            return code if current is not None and current.number == 0 and name in names else 0
+
+        self.services.refuse = refuse
 
     def pause(self, what: str) -> None:
         """A point of the scenario's own."""
@@ -179,7 +193,8 @@ class World:
         for file in self.backend.files.files():
             try:
                 self.backend.close(file.fd)
-            except Exception:  # noqa: S112  (the VM is broken: that is what was found)
+            except Exception:
+                # The VM is broken: that is what was found.
                 continue
         self.services.give_back()
 
