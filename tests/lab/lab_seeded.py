@@ -19,8 +19,8 @@ from anykvm.arch.x86.lapic import Lapic
 from anykvm.uapi import requests as rq
 from anykvm.virt import create_vcpu as cv
 from anykvm.virt import vm as vm_module
-from anykvm.virt.create_vcpu import Ladder, Vcpu
-from anykvm.virt.vcpu import VcpuFile
+from anykvm.virt.ladder import Ladder
+from anykvm.virt.vcpu import Vcpu, VcpuFile
 from anykvm.virt.vm import Vm
 
 Patch = pytest.MonkeyPatch
@@ -32,7 +32,7 @@ def create_vcpu(vm: Vm, vcpu_id: int, bug: str) -> int:
     services = vm.services
     if vcpu_id >= hooks.max_vcpu_ids:
         raise OSError(errno.EINVAL, "id")
-    with Ladder() as ladder:
+    with services.ladder("vcpu") as ladder:
         if bug == "precreate outside the lock":
             hooks.vcpu_precreate(vm, vcpu_id)
         with vm.lock:
@@ -90,20 +90,16 @@ def in_create(bug: str) -> Callable[[Patch], None]:
 
 
 def redistributor(patch: Patch) -> None:
-    """The GIC's part is built before something that can fail, and not taken back."""
+    """The GIC's part is built before something that can fail, and not taken back when that fails."""
+    init = Arm64Vm.vgic_vcpu_init
+    timers = Arm64Vcpu._build_timers
 
-    def build(self: Any, ladder: Ladder) -> None:
-        services = self.vcpu.services
-        ladder.acquire("arm64 vcpu", services.charge, services.free, "arm64 vcpu", 0)
-        self.cpu = ladder.acquire("cpu", self._make_cpu, self._close_cpu)
-        self.vm.vgic_vcpu_init(self)
-        self._build_timers(ladder)
-        ladder.push("vgic", self.vm.vgic_vcpu_destroy, self)
+    def build_timers(self: Any, ladder: Ladder) -> None:
+        init(self.vm, self)
+        timers(self, ladder)
 
-    from anykvm.engine import Cpu
-
-    patch.setattr(Arm64Vcpu, "_make_cpu", lambda self: Cpu(self.vm.machine), raising=False)
-    patch.setattr(Arm64Vcpu, "build", build)
+    patch.setattr(Arm64Vcpu, "_build_timers", build_timers)
+    patch.setattr(Arm64Vm, "vgic_vcpu_init", lambda self, vcpu: None)
 
 
 def timers_freed_first(patch: Patch) -> None:

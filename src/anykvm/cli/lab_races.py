@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import Final
 
 import click
 
 from anykvm.lab.races import plan, report, scenarios
 from anykvm.lab.races.scenario import Scenario
+from anykvm.lab.spread import spread
 
 from . import messages, options
+from .lab import scale
 
 
 @click.command()
@@ -21,9 +25,19 @@ from . import messages, options
 @click.option("--bound", type=click.IntRange(0, 20), help="How many preemptions; by default what suits each scenario.")
 @click.option("--list", "list_only", is_flag=True, help="Only say which scenarios there are.")
 @click.option("--replay", metavar="ARCH/SCENARIO:SCHEDULE", help="Run one schedule, and show its steps.")
+@scale
 @options.common
 def races(
-    as_json: bool, arch: str | None, names: tuple[str, ...], bound: int | None, list_only: bool, replay: str | None
+    as_json: bool,
+    *,
+    arch: str | None,
+    names: tuple[str, ...],
+    bound: int | None,
+    list_only: bool,
+    replay: str | None,
+    processes: int | None,
+    scheduler: str | None,
+    resume: Path | None,
 ) -> int:
     """Run every order of a few operations on one VM, with at most so many preemptions.
 
@@ -43,7 +57,10 @@ def races(
         for one_arch, scenario in chosen
         for item in plan.items(one_arch, scenario.name, scenario.bound if bound is None else bound)
     ]
-    rows = report.rows((item, plan.work(item)) for item in items)
+    with closing(
+        spread(plan.work, items, processes=processes, scheduler=scheduler, resume=resume, progress="orders")
+    ) as found:
+        rows = report.rows((done.item, done.result) for done in found)
     seconds = time.monotonic() - began
     if as_json:
         click.echo(json.dumps([row.as_json() for row in rows], indent=1))

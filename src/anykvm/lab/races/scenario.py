@@ -50,7 +50,10 @@ def run(scenario: Scenario, arch: str, prefix: bytes, edges: set[tuple[str, str]
     """Run a scenario: the first steps by ``prefix``, the rest as each task goes on for as long as it can."""
     world = World(arch, edges)
     scheduler = world.scheduler
-    scenario.prepare(world)
+    try:
+        scenario.prepare(world)
+    except Exception as error:
+        scheduler.fail(f"before any task began: {type(error).__name__}: {error}")
 
     def body(task: Callable[[World], str]) -> Callable[[], Any]:
         return lambda: task(world)

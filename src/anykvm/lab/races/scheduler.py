@@ -51,7 +51,7 @@ class Task:
 class Mutex:
     """A mutex of the scheduler's; it stands in for :class:`threading.Lock`."""
 
-    __slots__ = ("_scheduler", "freed", "held", "holder", "name")
+    __slots__ = ("_scheduler", "freed", "held", "holder", "name", "queue")
 
     def __init__(self, scheduler: Scheduler, name: str) -> None:
         self._scheduler = scheduler
@@ -59,6 +59,8 @@ class Mutex:
         self.held = False
         self.holder: Task | None = None
         self.freed = False
+        self.queue = name.endswith("wait queue")
+        """It is held while nobody has a reason to wake up, and by nobody: that holds nobody up."""
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         """Take it. A task is not chosen for this step before it is free; outside of tasks that is :class:`Stuck`."""
@@ -75,14 +77,16 @@ class Mutex:
             task.wants = self
             scheduler.point(("lock", self.name))
             task.wants = None
-            scheduler.locked(task, self)
+            if not self.queue:
+                scheduler.locked(task, self)
         else:
             scheduler.point(("try lock", self.name))
             if self.held:
                 return False
             task.held.append(self)
         self.held = True
-        self.holder = task
+        if not self.queue:
+            self.holder = task
         return True
 
     def release(self) -> None:

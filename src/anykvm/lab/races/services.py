@@ -6,12 +6,13 @@ from __future__ import annotations
 import errno
 import select
 from collections.abc import Callable
+from functools import wraps
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from anykvm.virt.handles import FileTable, KvmFile
-from anykvm.virt.mapping import Mapping
-from anykvm.virt.services import Charge, EventFd, Memory, Services
+from anykvm.virt.points import ACQUIRES, Acquire
+from anykvm.virt.services import Charge, Closable, Memory, Services
 
 if TYPE_CHECKING:
     from .scheduler import Mutex, Scheduler
@@ -44,7 +45,10 @@ class StoppedTimer:
 
 
 class ScheduledServices(Services):
-    """Services under a scheduler. ``refuse`` says which requests fail, by kind and name, and with what errno."""
+    """Services under a scheduler. ``refuse`` says which requests fail, by kind and name, and with what errno.
+
+    Every method of :data:`anykvm.virt.points.ACQUIRES` is a point before it acquires, those to come too.
+    """
 
     def __init__(self, scheduler: Scheduler) -> None:
         super().__init__()
@@ -55,49 +59,53 @@ class ScheduledServices(Services):
         clock = count(1_000_000_000, 1000)
         self.now: Callable[[], int] = lambda: next(clock)
 
-    def _ask(self, kind: str, name: str) -> None:
+    def ask(self, kind: str, name: str) -> None:
+        """Stand at the point before something is acquired, and refuse it if that is the plan."""
         self._scheduler.point((kind, name))
         if self.refuse is not None:
             code = self.refuse(kind, name)
             if code:
-                raise OSError(code, f"the plan refuses {kind} {name}")
+                raise OSError(code, f"the plan refuses {name}")
 
-    def charge(self, name: str, size: int = 0) -> Charge:
-        """As the services do."""
-        self._ask("alloc", name)
-        return super().charge(name, size)
-
-    def alloc(self, name: str, size: int) -> Memory:
-        """As the services do."""
-        self._ask("alloc", name)
-        return super().alloc(name, size)
-
-    def free(self, held: Memory | Charge) -> None:
-        """As the services do."""
-        self._scheduler.point(("free", held.name))
-        super().free(held)
+    # What is not the host's here.
 
     def mutex(self, name: str) -> Any:
         """A mutex of the scheduler's."""
-        self._ask("alloc", name)
         mutex = self._scheduler.mutex(name)
-        self._hold(mutex, "lock", name)
+        self._hold(("lock", id(mutex)), "lock", name)
         return mutex
 
     def free_mutex(self, mutex: Any) -> None:
         """Give it back; it must not be held."""
         made: Mutex = mutex
-        if made.held:
+        if made.held and not made.queue:
             self._scheduler.fail(f"{made.name} is freed while it is held")
         made.freed = True
         super().free_mutex(mutex)
 
     def timer(self, name: str, callback: Callable[[], None]) -> Any:
         """A timer that never fires."""
-        self._ask("alloc", name)
-        timer = StoppedTimer(self._scheduler, name)
+        timer: Any = StoppedTimer(self._scheduler, name)
         self._hold(timer, "timer", name)
         return timer
+
+    def epoll(self, name: str) -> select.epoll:
+        """Nothing that needs a thread of its own runs here."""
+        raise OSError(errno.ENOMEM, "there are no irqfds under a scheduler")
+
+    def memfd(self, name: str, size: int) -> int:
+        """As the services do; a vCPU's is noted."""
+        fd = super().memfd(name, size)
+        if name.startswith("kvm-vcpu:"):
+            self.newest_vcpu_fd = fd
+        return fd
+
+    # Points before something is given back, or shown.
+
+    def free(self, held: Memory | Charge) -> None:
+        """As the services do."""
+        self._scheduler.point(("free", held.name))
+        super().free(held)
 
     def free_timer(self, timer: Any) -> None:
         """As the services do."""
@@ -105,48 +113,39 @@ class ScheduledServices(Services):
         super().free_timer(timer)
         timer.freed = True
 
-    def memfd(self, name: str, size: int) -> int:
+    def give_back(self, kind: str, thing: Closable) -> None:
         """As the services do."""
-        self._ask("fd", name)
-        fd = super().memfd(name, size)
-        if name.startswith("kvm-vcpu:"):
-            self.newest_vcpu_fd = fd
-        return fd
-
-    def map(self, fd: int, size: int) -> Mapping:
-        """As the services do."""
-        self._ask("map", "memory")
-        return super().map(fd, size)
-
-    def reopen(self, fd: int, name: str) -> int:
-        """As the services do."""
-        self._ask("fd", name)
-        return super().reopen(fd, name)
+        self._scheduler.point(("free", kind))
+        super().give_back(kind, thing)
 
     def close_fd(self, fd: int) -> None:
         """As the services do."""
         self._scheduler.point(("close", "fd"))
         super().close_fd(fd)
 
-    def epoll(self, name: str) -> select.epoll:
-        """Nothing that needs a thread of its own runs here."""
-        raise OSError(errno.ENOMEM, "there are no irqfds under a scheduler")
+    def publish(self, what: str) -> None:
+        """The next statement makes something visible."""
+        self._scheduler.point(("publish", what))
 
-    def eventfd(self, name: str) -> EventFd:
-        """As the services do."""
-        self._ask("fd", name)
-        return super().eventfd(name)
-
-    def give_back(self) -> None:
+    def abandon(self) -> None:
         """Close what a broken run still holds of the host."""
         for key in list(self._held):
             if isinstance(key, tuple) and key[0] == "fd":
                 super().close_fd(key[1])
         self._held.clear()
 
-    def publish(self, what: str) -> None:
-        """The next statement makes something visible."""
-        self._scheduler.point(("publish", what))
+
+def _before(method: Callable[..., Any], acquire: Acquire) -> Callable[..., Any]:
+    @wraps(method)
+    def acquiring(self: ScheduledServices, *arguments: Any) -> Any:
+        self.ask(acquire.kind or arguments[0], arguments[acquire.name])
+        return method(self, *arguments)
+
+    return acquiring
+
+
+for _name, _acquire in ACQUIRES.items():
+    setattr(ScheduledServices, _name, _before(getattr(ScheduledServices, _name), _acquire))
 
 
 class ScheduledFiles(FileTable):

@@ -196,7 +196,7 @@ class World:
             except Exception:
                 # The VM is broken: that is what was found.
                 continue
-        self.services.give_back()
+        self.services.abandon()
 
 
 def _told(left: dict[tuple[str, str], int]) -> str:
