@@ -131,7 +131,7 @@ class X86Hooks(EngineMemory):
                 step.build(ladder)
 
     def vcpu_postcreate(self, vcpu: Vcpu) -> None:
-        """Messages reach its local APIC; the quirks that are disabled already; the TSC has time until the CPU is used."""
+        """Messages reach its local APIC from now on; it gets the quirks that are disabled already."""
         lapic = vcpu.arch.lapic
         if lapic is not None:
             lapic.online()
