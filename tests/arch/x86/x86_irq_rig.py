@@ -246,6 +246,7 @@ class FakeVm:
 
     def add_vcpu(self, *, on: bool = True) -> Lapic:
         lapic = self.chip.create_lapic(FakeSide(self.created_vcpus), bsp=self.created_vcpus == 0)
+        lapic.online()
         self.created_vcpus += 1
         self.lapics.append(lapic)
         if on:
