@@ -284,6 +284,19 @@ class KvmVapicAddr(Structure):
     _fields_ = (("vapic_addr", c_uint64),)
 
 
+class KvmStealTime(Structure):
+    """What MSR_KVM_STEAL_TIME writes: ns the vCPU waited for a CPU; ``version`` is odd while it is written."""
+
+    _fields_ = (
+        ("steal", c_uint64),
+        ("version", c_uint32),
+        ("flags", c_uint32),
+        ("preempted", c_uint8),
+        ("u8_pad", c_uint8 * 3),
+        ("pad", c_uint32 * 11),
+    )
+
+
 class PvclockVcpuTimeInfo(Structure):
     """What kvmclock writes into the guest's page, 32 bytes; ``version`` is odd while it is being written.
 

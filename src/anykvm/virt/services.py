@@ -236,6 +236,17 @@ class Services:
         timer.cancel()
         self._release(timer)
 
+    def run_delay(self) -> int:
+        """How long this thread has waited for a CPU, in ns; 0 where the host does not say.
+
+        Source: the second number of ``/proc/thread-self/schedstat`` (Documentation/scheduler/sched-stats.rst).
+        """
+        try:
+            with open("/proc/thread-self/schedstat") as schedstat:
+                return int(schedstat.read().split()[1])
+        except (OSError, IndexError, ValueError):
+            return 0
+
     # File descriptors.
 
     def memfd(self, name: str, size: int) -> int:

@@ -433,7 +433,8 @@ def test_flags_of_events_there_are_not(one: Rig, flags: int) -> None:
 @pytest.mark.parametrize("vector", [X.NMI_VECTOR, 32, 255])
 @pytest.mark.parametrize("how", ["injected", "pending"])
 def test_exceptions_there_are_not(one: Rig, vector: int, how: str) -> None:
-    events = X.KvmVcpuEvents()
+    one.enable(C.KVM_CAP_EXCEPTION_PAYLOAD, 1)
+    events = X.KvmVcpuEvents(flags=X.KVM_VCPUEVENT_VALID_PAYLOAD)
     events.exception.nr = vector
     setattr(events.exception, how, 1)
     assert errno_of(one.set, X.KVM_SET_VCPU_EVENTS, events) == errno.EINVAL

@@ -400,8 +400,12 @@ def test_one_that_does_nothing(one: Rig) -> None:
     assert one.vm.vcpu_array[0].stats.as_dict()["hypercalls"] == 1
 
 
-def test_kicking_needs_the_feature(chips: Rig) -> None:
+def test_kicking_needs_the_feature_once_that_is_enforced(chips: Rig) -> None:
     chips.create_vcpu()
+    assert hypercall(chips, X.KVM_HC_KICK_CPU, 0, 0) == 0
+    request = C.KvmEnableCap(cap=C.KVM_CAP_ENFORCE_PV_FEATURE_CPUID)
+    request.args[0] = 1
+    chips.ioctl(chips.vcpus[0], C.KVM_ENABLE_CAP, request)
     assert hypercall(chips, X.KVM_HC_KICK_CPU, 0, 0) == (1 << 64) - X.KVM_ENOSYS
 
 

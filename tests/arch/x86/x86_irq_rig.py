@@ -143,6 +143,13 @@ class FakeSide:
     def apic_event(self) -> None:
         self.events += 1
 
+    def tsc_to_ns(self, tsc: int) -> int:
+        """A tick is a nanosecond."""
+        return tsc
+
+    def tpr_touched(self, write: bool) -> None:
+        self.touched = write
+
     def set_cr8(self, cr8: int) -> None:
         self.cr8 = cr8
 

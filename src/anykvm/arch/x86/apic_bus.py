@@ -33,6 +33,10 @@ DM_EXTINT: Final = 7
 
 BROADCAST: Final = 0xFF
 """The xAPIC destination that is everybody, physical or logical."""
+X2APIC_BROADCAST: Final = 0xFFFFFFFF
+"""The same for those in x2APIC mode."""
+EVERYBODY: Final = 1 << 32
+"""A destination for all, in either mode; no message can name it."""
 
 SHORTHAND_NONE: Final = 0
 SHORTHAND_SELF: Final = 1
@@ -54,6 +58,9 @@ class VcpuSide(Protocol):
     def nmi(self) -> None:
         """An NMI has come; it wakes a halted vCPU."""
 
+    def tpr_touched(self, write: bool) -> None:
+        """The guest accessed its task priority register (on its own thread), with ``report_tpr`` set."""
+
     def apic_event(self) -> None:
         """INIT or a start-up IPI waits in ``pending_events``: make the vCPU call :meth:`Lapic.accept_events`."""
 
@@ -65,6 +72,9 @@ class VcpuSide(Protocol):
 
     def start(self, vector: int) -> None:
         """Begin in real mode at ``vector`` << 12: CS selector ``vector`` << 8, IP 0."""
+
+    def tsc_to_ns(self, tsc: int) -> int:
+        """When the guest's TSC reads ``tsc``, in ns on the services' clock."""
 
     def ioapic_eoi(self, vector: int) -> None:
         """The guest ended an interrupt of userspace's IOAPIC: leave with KVM_EXIT_IOAPIC_EOI (split irqchip)."""
@@ -79,7 +89,19 @@ class ApicBus:
     without the lock.
     """
 
-    __slots__ = ("_targets", "eoi_vectors", "extint", "lapics", "lock", "nmi_takers", "on_eoi", "pic", "pic_takers")
+    __slots__ = (
+        "_targets",
+        "broadcast_quirk",
+        "eoi_vectors",
+        "extint",
+        "lapics",
+        "lock",
+        "nmi_takers",
+        "on_eoi",
+        "pic",
+        "pic_takers",
+        "wide",
+    )
 
     def __init__(self, lock: Mutex) -> None:
         self.lock = lock
@@ -90,6 +112,10 @@ class ApicBus:
         self.eoi_vectors: Collection[int] = ()
         self.on_eoi: Callable[[Lapic, int, bool], None] | None = None
         self.pic: PicPair | None = None
+        self.wide = False
+        """Whether MSIs may name 32 bits of destination (KVM_X2APIC_API_USE_32BIT_IDS)."""
+        self.broadcast_quirk = True
+        """Whether an interrupt (not an IPI) for 0xff means everybody in x2APIC mode too."""
         # Invariant: what is in here is what _find would give now.
         self._targets: dict[int, tuple[Lapic, ...]] = {}
 
@@ -121,16 +147,22 @@ class ApicBus:
 
     def _find(self, dest: int, logical: bool) -> tuple[Lapic, ...]:
         present = [lapic for lapic in self.lapics if lapic.hw_enabled]
-        if dest == BROADCAST:
+        if dest == EVERYBODY:
             return tuple(present)
+        if dest in (BROADCAST, X2APIC_BROADCAST):
+            # Everybody in the mode it is of. 0xff may be one in x2APIC mode as well.
+            wide = dest == X2APIC_BROADCAST
+            everybody = tuple(lapic for lapic in present if lapic.x2apic == wide)
+            if everybody or wide:
+                return everybody
         if logical:
             return tuple(lapic for lapic in present if lapic.matches_logical(dest))
-        # Of several with one ID only the first is meant: IDs of vCPUs from 256 on wrap around.
+        # Of several with one ID only the first is meant: xAPIC IDs of vCPUs from 256 on wrap around.
         return tuple(lapic for lapic in present if lapic.apic_id == dest)[:1]
 
     def targets(self, dest: int, logical: bool) -> tuple[Lapic, ...]:
         """Give the local APICs a destination means, by order of creation."""
-        key = dest | logical << 8
+        key = dest << 1 | logical
         found = self._targets.get(key)
         if found is None:
             found = self._targets[key] = self._find(dest, logical)
@@ -151,12 +183,12 @@ class ApicBus:
 
         ``level`` is the trigger mode, ``hint`` an MSI's redirection hint: one of the destinations is enough.
         """
-        found = self._targets.get(dest | logical << 8)
+        found = self._targets.get(dest << 1 | logical)
         if found is None:
             found = self.targets(dest, logical)
         if not found:
-            return -1 if dest == BROADCAST or not self.lapics else 0
-        if mode == DM_LOWEST and dest == BROADCAST and not logical:
+            return -1 if dest in (BROADCAST, EVERYBODY) or not self.lapics else 0
+        if mode == DM_LOWEST and dest in (BROADCAST, EVERYBODY) and not logical:
             mode = DM_FIXED
         return self.send(found, mode, vector, level, asserted=asserted, hint=hint)
 
@@ -181,7 +213,7 @@ class ApicBus:
         return taken
 
     def send_ipi(self, source: Lapic, icr: int, dest: int) -> None:
-        """Send what a write to the ICR asks for; ``dest`` is the destination field, 8 bits."""
+        """Send what a write to the ICR asks for; ``dest`` is the destination field, 8 bits (x2APIC: 32)."""
         mode = icr >> 8 & 7
         vector = icr & 0xFF
         level = icr & 0x8000 != 0
@@ -192,10 +224,14 @@ class ApicBus:
         elif shorthand == SHORTHAND_SELF:
             source.accept(mode, vector, level, asserted)
         else:
-            lapics = self.targets(BROADCAST, False)
+            lapics = self.targets(EVERYBODY, False)
             if shorthand != SHORTHAND_ALL:
                 lapics = tuple(lapic for lapic in lapics if lapic is not source)
             self.send(lapics, mode, vector, level, asserted=asserted)
+
+    def from_device(self, dest: int) -> int:
+        """What a destination means in an interrupt that is no IPI."""
+        return EVERYBODY if dest == BROADCAST and self.broadcast_quirk else dest
 
     def send_msi(self, address: int, data: int) -> int:
         """Deliver a message-signalled interrupt; takes the lock; returns how many took it, 0 for none.
@@ -203,9 +239,12 @@ class ApicBus:
         EPERM, as KVM_SIGNAL_MSI has it, if there is no local APIC that it could be for. Source: Intel SDM volume 3,
         section "Message Signalled Interrupts".
         """
+        dest = address >> 12 & 0xFF
+        if self.wide:
+            dest |= address >> 32 & 0xFFFFFF00
         with self.lock:
             taken = self.deliver(
-                address >> 12 & 0xFF,
+                self.from_device(dest),
                 address & 4 != 0,
                 data >> 8 & 7,
                 data & 0xFF,

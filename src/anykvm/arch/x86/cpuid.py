@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.engine import Cpu, Machine
 from anykvm.uapi import x86 as uapi
 
+from . import pv
 from .xsave import XCR0_SUPPORTED
 
 if TYPE_CHECKING:
@@ -28,23 +29,10 @@ _ENTRY: Final = sizeof(uapi.KvmCpuidEntry2)
 _OLD_ENTRY: Final = sizeof(uapi.KvmCpuidEntry)
 _SIGNIFICANT: Final = uapi.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
 
-PARAVIRTUAL: Final = (
-    1 << uapi.KVM_FEATURE_CLOCKSOURCE
-    | 1 << uapi.KVM_FEATURE_NOP_IO_DELAY
-    | 1 << uapi.KVM_FEATURE_CLOCKSOURCE2
-    | 1 << uapi.KVM_FEATURE_CLOCKSOURCE_STABLE_BIT
-)
-"""KVM_CPUID_FEATURES' eax."""
-
-NEVER_1_ECX: Final = (
-    uapi.CPUID_1_ECX_MWAIT
-    | uapi.CPUID_1_ECX_VMX
-    | uapi.CPUID_1_ECX_PCID
-    | uapi.CPUID_1_ECX_X2APIC
-    | uapi.CPUID_1_ECX_TSC_DEADLINE
-    | uapi.CPUID_1_ECX_AVX
-)
-NEVER_7_EBX: Final = uapi.CPUID_7_EBX_INVPCID | uapi.CPUID_7_EBX_TSC_ADJUST | uapi.CPUID_7_EBX_MPX
+NEVER_1_ECX: Final = uapi.CPUID_1_ECX_MWAIT | uapi.CPUID_1_ECX_VMX | uapi.CPUID_1_ECX_PCID | uapi.CPUID_1_ECX_AVX
+KVMS_1_ECX: Final = uapi.CPUID_1_ECX_HYPERVISOR | uapi.CPUID_1_ECX_X2APIC | uapi.CPUID_1_ECX_TSC_DEADLINE
+"""What KVM has whatever the CPU is."""
+NEVER_7_EBX: Final = uapi.CPUID_7_EBX_INVPCID | uapi.CPUID_7_EBX_MPX
 NEVER_7_ECX: Final = uapi.CPUID_7_ECX_LA57 | uapi.CPUID_7_ECX_PKU
 NEVER_80000001_ECX: Final = uapi.CPUID_80000001_ECX_SVM
 
@@ -67,7 +55,7 @@ def _leaf(cpu: CpuLike, function: int, index: int) -> CpuidLeaf | None:
     elif function == 1:
         # The APIC ID and OSXSAVE are each vCPU's own.
         ebx &= 0x00FFFFFF
-        ecx = ecx & ~(NEVER_1_ECX | uapi.CPUID_1_ECX_OSXSAVE) | uapi.CPUID_1_ECX_HYPERVISOR
+        ecx = ecx & ~(NEVER_1_ECX | uapi.CPUID_1_ECX_OSXSAVE) | KVMS_1_ECX
         edx |= uapi.CPUID_1_EDX_APIC | uapi.CPUID_1_EDX_MSR | uapi.CPUID_1_EDX_TSC | uapi.CPUID_1_EDX_MTRR
         edx |= uapi.CPUID_1_EDX_MCE | uapi.CPUID_1_EDX_MCA | uapi.CPUID_1_EDX_PAT
     elif function in (0x5, 0x6, 0x9, 0xA, 0xB):
@@ -82,8 +70,9 @@ def _leaf(cpu: CpuLike, function: int, index: int) -> CpuidLeaf | None:
         if index:
             return None
         eax = 0
-        ebx &= ~NEVER_7_EBX
+        ebx = ebx & ~NEVER_7_EBX | uapi.CPUID_7_EBX_TSC_ADJUST
         ecx &= ~NEVER_7_ECX
+        edx = uapi.CPUID_7_EDX_ARCH_CAPABILITIES
     elif function == 0xD:
         if index > 1:
             return None
@@ -113,7 +102,7 @@ def _collect(cpu: CpuLike) -> list[CpuidLeaf]:
                 break
     signature = [int.from_bytes(uapi.KVM_SIGNATURE[start : start + 4], "little") for start in (0, 4, 8)]
     found.append((uapi.KVM_CPUID_SIGNATURE, 0, 0, uapi.KVM_CPUID_FEATURES, *signature))  # type: ignore[arg-type]
-    found.append((uapi.KVM_CPUID_FEATURES, 0, 0, PARAVIRTUAL, 0, 0, 0))
+    found.append((uapi.KVM_CPUID_FEATURES, 0, 0, pv.OFFERED, 0, 0, 0))
     return found
 
 
@@ -152,6 +141,16 @@ def find(leaves: tuple[CpuidLeaf, ...], function: int, index: int = 0) -> CpuidL
         if leaf[0] == function and (not leaf[2] & _SIGNIFICANT or leaf[1] == index):
             return leaf
     return None
+
+
+def find_kvm_features(leaves: tuple[CpuidLeaf, ...]) -> int:
+    """Find KVM_CPUID_FEATURES' eax, where KVM's signature is (a multiple of 0x100 from 0x40000000 on); 0 without."""
+    signature = tuple(int.from_bytes(uapi.KVM_SIGNATURE[start : start + 4], "little") for start in (0, 4, 8))
+    for leaf in leaves:
+        if leaf[0] & 0xFFFF00FF == uapi.KVM_CPUID_SIGNATURE and leaf[4:] == signature:
+            features = find(leaves, leaf[0] | 1)
+            return features[3] if features is not None else 0
+    return 0
 
 
 def encode(leaves: tuple[CpuidLeaf, ...]) -> bytes:

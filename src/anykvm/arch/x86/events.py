@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS (api.rst 4.31, 4.32): what is on its way to the guest.
 
-There is no system management mode, and exceptions have no payload: the engine delivers #DB and #PF with theirs.
+There is no system management mode. An exception from userspace is delivered as it says; with KVM_CAP_EXCEPTION_PAYLOAD
+one that is pending brings along what CR2 or DR6 becomes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,12 @@ if TYPE_CHECKING:
     from .vcpu import X86Vcpu
 
 REPORTED: Final = uapi.KVM_VCPUEVENT_VALID_NMI_PENDING | uapi.KVM_VCPUEVENT_VALID_SHADOW | uapi.KVM_VCPUEVENT_VALID_SMM
-ACCEPTED: Final = REPORTED | uapi.KVM_VCPUEVENT_VALID_SIPI_VECTOR
+ACCEPTED: Final = (
+    REPORTED
+    | uapi.KVM_VCPUEVENT_VALID_SIPI_VECTOR
+    | uapi.KVM_VCPUEVENT_VALID_PAYLOAD
+    | uapi.KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+)
 _SHADOWS: Final = uapi.KVM_X86_SHADOW_INT_MOV_SS | uapi.KVM_X86_SHADOW_INT_STI
 
 
@@ -25,7 +31,12 @@ def get(vcpu: X86Vcpu) -> uapi.KvmVcpuEvents:
     events = uapi.KvmVcpuEvents(flags=REPORTED)
     if vcpu.exception is not None:
         vector, error_code = vcpu.exception
-        events.exception.injected = events.exception.pending = 1
+        pending = vcpu.exception_payload is not None
+        # Without payloads userspace is told both: it cannot tell them apart.
+        events.exception.injected = not pending or not vcpu.vm.exception_payload
+        events.exception.pending = pending or not vcpu.vm.exception_payload
+        events.exception_has_payload = pending
+        events.exception_payload = vcpu.exception_payload or 0
         events.exception.nr = vector
         events.exception.has_error_code = error_code is not None
         events.exception.error_code = error_code or 0
@@ -36,6 +47,11 @@ def get(vcpu: X86Vcpu) -> uapi.KvmVcpuEvents:
     events.interrupt.shadow = uapi.KVM_X86_SHADOW_INT_STI if cpu.shadow else 0
     events.nmi.pending = vcpu.nmi_pending
     events.nmi.masked = bool(cpu.nmi_masked)
+    if vcpu.vm.exception_payload:
+        events.flags |= uapi.KVM_VCPUEVENT_VALID_PAYLOAD
+    if vcpu.vm.triple_fault_event:
+        events.flags |= uapi.KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+        events.triple_fault.pending = vcpu.triple_fault
     return events
 
 
@@ -43,7 +59,15 @@ def check(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
     """EINVAL for unknown flags, an exception that is none, or system management mode."""
     if events.flags & ~ACCEPTED:
         raise OSError(errno.EINVAL, f"kvm_vcpu_events.flags {events.flags & ~ACCEPTED:#x} are not offered here")
+    for flag, enabled in (
+        (uapi.KVM_VCPUEVENT_VALID_PAYLOAD, vcpu.vm.exception_payload),
+        (uapi.KVM_VCPUEVENT_VALID_TRIPLE_FAULT, vcpu.vm.triple_fault_event),
+    ):
+        if events.flags & flag and not enabled:
+            raise OSError(errno.EINVAL, f"kvm_vcpu_events.flags {flag:#x} needs its capability enabled")
     exception = events.exception
+    if not events.flags & uapi.KVM_VCPUEVENT_VALID_PAYLOAD:
+        exception.pending = 0
     if (exception.injected or exception.pending) and (exception.nr > 31 or exception.nr == uapi.NMI_VECTOR):
         raise OSError(errno.EINVAL, f"there is no exception {exception.nr}")
     if events.flags & uapi.KVM_VCPUEVENT_VALID_SMM and (
@@ -59,8 +83,12 @@ def set_(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
     exception = events.exception
     if exception.injected or exception.pending:
         vcpu.exception = (exception.nr, exception.error_code if exception.has_error_code else None)
+        has_payload = exception.pending and events.exception_has_payload
+        vcpu.exception_payload = events.exception_payload if has_payload else None
     else:
-        vcpu.exception = None
+        vcpu.exception = vcpu.exception_payload = None
+    if events.flags & uapi.KVM_VCPUEVENT_VALID_TRIPLE_FAULT:
+        vcpu.triple_fault = bool(events.triple_fault.pending)
     if events.interrupt.injected:
         vcpu.queue_interrupt(events.interrupt.nr)
     else:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import engine
+from . import engine, tpr
 from .engine import SPURIOUS
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .vcpu import X86Vcpu
 
 _U64: Final = 0xFFFFFFFFFFFFFFFF
+_DR6_TRAPS: Final = 0xF
+_DR6_ACTIVE_LOW: Final = 0xFFFF0FF0
 FAMILY_MODEL: Final = 0x600
 """RDX after reset, when CPUID does not say."""
 
@@ -30,7 +32,14 @@ def acknowledge(vcpu: X86Vcpu) -> int:
         vcpu.queue_interrupt(None)
         return queued
     lapic = vcpu.lapic
-    return lapic.ack() if lapic is not None else SPURIOUS
+    if lapic is None:
+        return SPURIOUS
+    if not vcpu.vapic_addr:
+        return lapic.ack()
+    tpr.sync_from_guest(vcpu)
+    vector = lapic.ack()
+    tpr.sync_to_guest(vcpu)
+    return vector
 
 
 def deliver_pending(vcpu: X86Vcpu) -> None:
@@ -38,10 +47,25 @@ def deliver_pending(vcpu: X86Vcpu) -> None:
     cpu = vcpu.cpu
     if vcpu.exception is not None and not vcpu.mid_instruction:
         (vector, error_code), vcpu.exception = vcpu.exception, None
+        payload, vcpu.exception_payload = vcpu.exception_payload, None
+        if payload is not None:
+            _deliver_payload(cpu, vector, payload)
         cpu.raise_exception(vector, -1 if error_code is None else error_code)
     if vcpu.nmi_pending:
         vcpu.nmi_pending = False
         cpu.nmi()
+
+
+def _deliver_payload(cpu: CpuLike, vector: int, payload: int) -> None:
+    """What a pending exception leaves in CR2 or DR6 (``kvm_deliver_exception_payload``).
+
+    A payload for DR6 has its active-low bits inverted.
+    """
+    if vector == uapi.PF_VECTOR:
+        cpu.cr2 = payload
+    elif vector == uapi.DB_VECTOR:
+        dr6 = cpu.get_dr(6) & ~_DR6_TRAPS | _DR6_ACTIVE_LOW | payload
+        cpu.set_dr(6, dr6 ^ (payload & _DR6_ACTIVE_LOW))
 
 
 def general_protection(cpu: CpuLike) -> None:

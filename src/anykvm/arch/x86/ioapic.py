@@ -118,7 +118,8 @@ class Ioapic:
             return -1
         if not level:
             self.irr_delivered |= 1 << pin
-        taken = self.bus.deliver(entry >> 56, entry & RTE_LOGICAL != 0, entry >> 8 & 7, entry & 0xFF, level)
+        dest = self.bus.from_device(entry >> 56)
+        taken = self.bus.deliver(dest, entry & RTE_LOGICAL != 0, entry >> 8 & 7, entry & 0xFF, level)
         if taken and level:
             self.table[pin] = entry | RTE_REMOTE_IRR
         return taken

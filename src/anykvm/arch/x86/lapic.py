@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The local APIC of a vCPU: the xAPIC's register page, priorities, IPIs, the interrupt line into the CPU.
 
-Which local APIC a message means is :mod:`.apic_bus`, the timer is :mod:`.lapic_timer`. There is no x2APIC mode and no
-TSC deadline: the CPU does not offer them.
+Which local APIC a message means is :mod:`.apic_bus`, the timer is :mod:`.lapic_timer`, x2APIC mode
+:mod:`.lapic_x2apic`.
 
 Invariant: ``line`` is what the CPU's interrupt line was last told, and it is high if and only if the highest vector in
 IRR is of a higher class than the processor priority, or an interrupt of the PICs (or of userspace, with a split
@@ -24,6 +24,7 @@ from .lapic_regs import (
     APIC_EOI,
     APIC_LVT0,
     APIC_LVTT,
+    APIC_TPR,
     LVT_BITS,
     LVT_MASKED,
     SVR_ENABLED,
@@ -33,6 +34,7 @@ from .lapic_regs import (
     set_state,
 )
 from .lapic_timer import Deadline, LapicTimer
+from .lapic_x2apic import change_mode
 
 if TYPE_CHECKING:
     from .apic_bus import ApicBus, VcpuSide
@@ -42,7 +44,7 @@ APIC_MMIO_SIZE: Final = 0x1000
 MSR_APICBASE_BSP: Final = 1 << 8
 MSR_APICBASE_X2APIC: Final = 1 << 10
 MSR_APICBASE_ENABLE: Final = 1 << 11
-_APICBASE_RESERVED: Final = 0x2FF | MSR_APICBASE_X2APIC
+_APICBASE_RESERVED: Final = 0x2FF
 
 EVENT_INIT: Final = 1
 EVENT_SIPI: Final = 2
@@ -64,6 +66,7 @@ class Lapic:
         "base_msr",
         "bsp",
         "bus",
+        "deadline_bit",
         "dfr",
         "enabled",
         "floor",
@@ -80,6 +83,7 @@ class Lapic:
         "page",
         "pending_events",
         "ppr",
+        "report_tpr",
         "side",
         "sipi_vector",
         "svr",
@@ -88,6 +92,8 @@ class Lapic:
         "tmr",
         "tpr",
         "user_vector",
+        "x2apic",
+        "x2apic_bit",
     )
 
     irr: int
@@ -110,6 +116,7 @@ class Lapic:
     timer: LapicTimer
     side: VcpuSide
     bus: ApicBus
+    x2apic: bool
     ladder: Ladder
     """What this was built of; unwinding it takes the vCPU's local APIC away."""
 
@@ -125,7 +132,11 @@ class Lapic:
         self.side = side
         self.bus = bus
         self.bsp = bsp
-        self.timer = LapicTimer(now, make_deadline(self._timer_deadline))
+        self.timer = LapicTimer(now, make_deadline(self._timer_deadline), side.tsc_to_ns)
+        self.x2apic = False
+        self.report_tpr = False
+        # What the guest's CPUID has: the modes that can be chosen.
+        self.x2apic_bit = self.deadline_bit = 0
         self.line = False
         self.accepts_pic = False
         self.hw_enabled = False
@@ -157,15 +168,18 @@ class Lapic:
                 self.base = APIC_DEFAULT_BASE
                 self.apic_id = self.side.vcpu_id & 0xFF
                 self.hw_enabled = True
+                self.x2apic = False
             self.page = b""
             self.timer.stop()
-            self.timer.set_periodic(False)
+            self.timer.set_mode(False, False)
             self.timer.set_divide(0)
             self.lvt = dict.fromkeys(LVT_BITS, LVT_MASKED)
             if self.bsp:
                 # The boot processor starts in virtual wire mode, as firmware would leave it.
                 self.lvt[APIC_LVT0] = DM_EXTINT << 8
-            self.tpr = self.ldr = self.icr = self.icr2 = self.tdcr = 0
+            self.tpr = self.icr = self.icr2 = self.tdcr = 0
+            if not self.x2apic:
+                self.ldr = 0
             self.irr = self.isr = self.tmr = 0
             self.dfr = 0xFFFFFFFF
             self.svr = 0xFF
@@ -208,9 +222,11 @@ class Lapic:
         self._update_ppr()
 
     def matches_logical(self, dest: int) -> bool:
-        """Tell whether a logical destination (8 bits) includes this APIC: flat or cluster model."""
+        """Tell whether a logical destination (8 bits; x2APIC: 32) includes this APIC: flat or cluster model."""
         if not self.enabled:
             return False
+        if self.x2apic:
+            return self.ldr >> 16 == dest >> 16 and self.ldr & dest & 0xFFFF != 0
         ldr = self.ldr >> 24
         if self.dfr >> 28 == 0xF:
             return ldr & dest != 0
@@ -337,6 +353,12 @@ class Lapic:
         """The guest, or userspace, wrote CR8."""
         self.set_tpr((value & 0xF) << 4)
 
+    def set_tsc_deadline(self, value: int) -> None:
+        """Write IA32_TSC_DEADLINE; ignored in the timer's other modes."""
+        with self.bus.lock:
+            if self.hw_enabled and self.timer.tsc_mode:
+                self.timer.start_tsc(value)
+
     def set_user_vector(self, vector: int) -> bool:
         """KVM_INTERRUPT with a split irqchip; False (EEXIST) if the one before has not been taken yet."""
         with self.bus.lock:
@@ -365,17 +387,17 @@ class Lapic:
     # IA32_APIC_BASE.
 
     def set_base(self, value: int, reserved: int = 0) -> bool:
-        """Write IA32_APIC_BASE; False (#GP) for reserved bits: those, x2APIC mode, and ``reserved``, the bits beyond
-        the guest's physical addresses.
+        """Write IA32_APIC_BASE; False (#GP) for reserved bits: those, x2APIC mode where CPUID has none, and
+        ``reserved``, the bits beyond the guest's physical addresses.
         """
         if value == self.base_msr:
             return True
-        if value & (_APICBASE_RESERVED | reserved):
+        x2apic = value & MSR_APICBASE_X2APIC != 0
+        enable = value & MSR_APICBASE_ENABLE != 0
+        if value & (_APICBASE_RESERVED | reserved) or (x2apic and not (enable and self.x2apic_bit)):
             return False
         with self.bus.lock:
-            enable = value & MSR_APICBASE_ENABLE != 0
-            if enable and not self.hw_enabled:
-                self.apic_id = self.side.vcpu_id & 0xFF
+            change_mode(self, x2apic, enable)
             self.base_msr = value
             self.base = value & -APIC_MMIO_SIZE
             self.hw_enabled = enable
@@ -389,12 +411,14 @@ class Lapic:
         offset = addr - self.base
         if not 0 <= offset < APIC_MMIO_SIZE:
             return None
-        if not self.hw_enabled:
+        if not self.hw_enabled or self.x2apic:
             return (1 << size * 8) - 1 if self.mmio_hole else None
         part = offset & 15
         if part + size > 4:
             return 0
         value = read_register(self, offset & 0xFF0)
+        if self.report_tpr and offset & 0xFF0 == APIC_TPR:
+            self.side.tpr_touched(False)
         return value if size == 4 else value >> part * 8 & (1 << size * 8) - 1
 
     def write(self, addr: int, size: int, value: int) -> bool:
@@ -405,7 +429,7 @@ class Lapic:
         offset = addr - self.base
         if not 0 <= offset < APIC_MMIO_SIZE:
             return False
-        if not self.hw_enabled:
+        if not self.hw_enabled or self.x2apic:
             return self.mmio_hole
         if offset == APIC_EOI and size == 4:
             self.eoi()
@@ -417,10 +441,10 @@ class Lapic:
 
     # KVM_GET_LAPIC and KVM_SET_LAPIC.
 
-    def get_state(self) -> bytes:
+    def get_state(self, wide_id: bool = False) -> bytes:
         """Give the register page, 1024 bytes."""
-        return get_state(self)
+        return get_state(self, wide_id)
 
-    def set_state(self, page: bytes) -> None:
-        """Load a register page of 1024 bytes."""
-        set_state(self, page)
+    def set_state(self, page: bytes, wide_id: bool = False) -> bool:
+        """Load a register page of 1024 bytes; False for an ID that cannot be."""
+        return set_state(self, page, wide_id)

@@ -48,6 +48,7 @@ APIC_TDCR: Final = 0x3E0
 SVR_ENABLED: Final = 0x100
 LVT_MASKED: Final = 0x10000
 LVT_PERIODIC: Final = 0x20000
+LVT_TSC_DEADLINE: Final = 0x40000
 LVT_BITS: Final = {
     APIC_LVTT: 0x310FF,
     APIC_LVTTHMR: 0x117FF,
@@ -73,12 +74,16 @@ def read_register(lapic: Lapic, offset: int) -> int:
 
 
 def _write_id(lapic: Lapic, value: int) -> None:
+    if lapic.x2apic:
+        return
     with lapic.bus.lock:
         lapic.apic_id = value >> 24
         lapic.bus.changed()
 
 
 def _write_tpr(lapic: Lapic, value: int) -> None:
+    if lapic.report_tpr:
+        lapic.side.tpr_touched(True)
     changed = (lapic.tpr ^ value) & 0xF0
     lapic.set_tpr(value & 0xFF)
     if changed:
@@ -120,11 +125,17 @@ def _write_lvt(lapic: Lapic, register: int, value: int) -> None:
     with lapic.bus.lock:
         if not lapic.svr & SVR_ENABLED:
             value |= LVT_MASKED
-        lapic.lvt[register] = value & LVT_BITS[register]
+        lapic.lvt[register] = value & (LVT_BITS[register] | lapic.deadline_bit * (register == APIC_LVTT))
         if register == APIC_LVTT:
-            lapic.timer.set_periodic(value & LVT_PERIODIC != 0)
+            update_timer_mode(lapic)
         elif register == APIC_LVT0:
             lapic.enables_changed()
+
+
+def update_timer_mode(lapic: Lapic) -> None:
+    """Tell the timer what LVTT says; the lock is held."""
+    entry = lapic.lvt[APIC_LVTT]
+    lapic.timer.set_mode(entry & LVT_PERIODIC != 0, entry & LVT_TSC_DEADLINE != 0)
 
 
 def _write_tmict(lapic: Lapic, value: int) -> None:
@@ -141,24 +152,35 @@ def _write_tdcr(lapic: Lapic, value: int) -> None:
 # KVM_GET_LAPIC and KVM_SET_LAPIC.
 
 
-def get_state(lapic: Lapic) -> bytes:
-    """The register page: each register's 32 bits at its offset."""
+def get_state(lapic: Lapic, wide_id: bool = False) -> bytes:
+    """The register page: each register's 32 bits at its offset.
+
+    In x2APIC mode the ID is as the register has it if ``wide_id``, else in the place of the xAPIC's.
+    """
     with lapic.bus.lock:
         page = bytearray(lapic.page or bytes(APIC_STATE_SIZE))
         for offset in _STATE:
             _WORD.pack_into(page, offset, read_register(lapic, offset))
+        if lapic.x2apic and not wide_id:
+            _WORD.pack_into(page, APIC_ID, lapic.apic_id << 24 & 0xFFFFFFFF)
         return bytes(page)
 
 
-def set_state(lapic: Lapic, page: bytes) -> None:
-    """Load the register page: KVM_GET_LAPIC's 1024 bytes; the version is kept, the current count goes on."""
+def set_state(lapic: Lapic, page: bytes, wide_id: bool = False) -> bool:
+    """Load the register page: KVM_GET_LAPIC's 1024 bytes; the version is kept, the current count goes on.
+
+    In x2APIC mode ID and LDR stay what they are; False for another ID if ``wide_id``.
+    """
     assert len(page) == APIC_STATE_SIZE
+    if lapic.x2apic and wide_id and _WORD.unpack_from(page, APIC_ID)[0] != lapic.apic_id:
+        return False
     with lapic.bus.lock:
         lapic.page = page
         words = {offset: _WORD.unpack_from(page, offset)[0] for offset in range(0, APIC_STATE_SIZE, 16)}
-        lapic.apic_id = words[APIC_ID] >> 24
         lapic.tpr = words[APIC_TPR] & 0xFF
-        lapic.ldr = words[APIC_LDR]
+        if not lapic.x2apic:
+            lapic.apic_id = words[APIC_ID] >> 24
+            lapic.ldr = words[APIC_LDR]
         lapic.dfr = words[APIC_DFR]
         lapic.svr = words[APIC_SVR]
         lapic.icr = words[APIC_ICR]
@@ -169,11 +191,12 @@ def set_state(lapic: Lapic, page: bytes) -> None:
             sum(words[base + 16 * i] << 32 * i for i in range(8)) for base in (APIC_ISR, APIC_TMR, APIC_IRR)
         )
         lapic.timer.stop()
-        lapic.timer.set_periodic(lapic.lvt[APIC_LVTT] & LVT_PERIODIC != 0)
+        update_timer_mode(lapic)
         lapic.timer.set_divide(lapic.tdcr)
         lapic.timer.start(words[APIC_TMICT], words[APIC_TMCCT])
         lapic.enables_changed()
     lapic.side.set_cr8(lapic.tpr >> 4)
+    return True
 
 
 def _lvt_writer(register: int) -> Callable[[Lapic, int], None]:
@@ -184,7 +207,7 @@ def _lvt_writer(register: int) -> Callable[[Lapic, int], None]:
 
 
 _READERS: Final[dict[int, Callable[[Lapic], int]]] = {
-    APIC_ID: lambda lapic: lapic.apic_id << 24,
+    APIC_ID: lambda lapic: lapic.apic_id if lapic.x2apic else lapic.apic_id << 24,
     APIC_LVR: lambda lapic: APIC_VERSION,
     APIC_TPR: lambda lapic: lapic.tpr,
     APIC_PPR: lambda lapic: lapic.ppr,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The local APIC's timer, one-shot and periodic, over one deadline of the services.
+"""The local APIC's timer, one-shot, periodic or for a TSC deadline, over one deadline of the services.
 
 As in KVM the timer's clock is 1 GHz before the divide configuration. Everything here is called with the APIC bus's
 lock held. Source: Intel SDM volume 3, section "APIC Timer"; ``arch/x86/kvm/lapic.c``.
@@ -36,11 +36,27 @@ class LapicTimer:
     costs another look (:meth:`fire`).
     """
 
-    __slots__ = ("deadline", "divisor", "initial", "now", "period", "periodic", "target")
+    __slots__ = (
+        "deadline",
+        "divisor",
+        "initial",
+        "now",
+        "of_tsc",
+        "period",
+        "periodic",
+        "target",
+        "tsc_deadline",
+        "tsc_mode",
+    )
 
-    def __init__(self, now: Callable[[], int], deadline: Deadline) -> None:
+    def __init__(self, now: Callable[[], int], deadline: Deadline, of_tsc: Callable[[int], int]) -> None:
         self.now = now
+        self.of_tsc = of_tsc
+        """When the guest's TSC reads a value, in ns on the services' clock."""
         self.deadline = deadline
+        self.tsc_mode = False
+        self.tsc_deadline = 0
+        """IA32_TSC_DEADLINE: 0 while none is awaited."""
         self.divisor = 2
         self.initial = 0
         self.period = 0
@@ -52,7 +68,12 @@ class LapicTimer:
             self.period = MIN_PERIOD_NS
 
     def start(self, initial: int, current: int | None = None) -> None:
-        """Write the initial count: start from it, or from ``current`` when a state is restored; 0 stops."""
+        """Write the initial count: start from it, or from ``current`` when a state is restored; 0 stops.
+
+        Ignored in TSC-deadline mode.
+        """
+        if self.tsc_mode:
+            return
         self.initial = initial
         self.period = period = initial * self.divisor
         if not period:
@@ -68,8 +89,25 @@ class LapicTimer:
         self.target = target = self.now() + left
         self.deadline.arm(target)
 
+    def start_tsc(self, value: int) -> None:
+        """Write IA32_TSC_DEADLINE, in TSC-deadline mode; 0 stops."""
+        self.tsc_deadline = value
+        if value:
+            self.target = target = self.of_tsc(value)
+            self.deadline.arm(target)
+        else:
+            self.stop()
+
+    def set_mode(self, periodic: bool, tsc: bool) -> None:
+        """Write the mode: into and out of TSC-deadline mode the timer stops."""
+        if tsc != self.tsc_mode:
+            self.stop()
+            self.tsc_mode = tsc
+        self.set_periodic(periodic and not tsc)
+
     def stop(self) -> None:
         """Forget the count and the deadline; the divide configuration and the mode stay."""
+        self.tsc_deadline = 0
         self.initial = 0
         self.period = 0
         self.target = None
@@ -115,6 +153,7 @@ class LapicTimer:
             # The guest started it anew while the callback was on its way.
             self.deadline.arm(target)
             return False
+        self.tsc_deadline = 0
         if self.periodic:
             # Ticks that could not be delivered in time would all be one bit in IRR.
             target += ((now - target) // self.period + 1) * self.period

@@ -54,7 +54,17 @@ def _transfer(services: Services, arg: int, do: Callable[[int, int], int], write
 def get_msrs(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_GET_MSRS; returns how many were read; E2BIG for more than 255."""
     vcpu.load()
-    return _transfer(vcpu.vcpu.services, arg, lambda index, _: sysregs.get(vcpu, index, host=True), True)
+
+    def read(index: int, _: int) -> int:
+        try:
+            return sysregs.get(vcpu, index, host=True)
+        except KeyError:
+            # One that is listed can be read and written with 0, whatever the guest's CPUID has.
+            if index in sysregs.LISTED:
+                return 0
+            raise
+
+    return _transfer(vcpu.vcpu.services, arg, read, True)
 
 
 def set_msrs(vcpu: X86Vcpu, arg: int) -> int:
@@ -62,7 +72,11 @@ def set_msrs(vcpu: X86Vcpu, arg: int) -> int:
     vcpu.coherent()
 
     def put(index: int, data: int) -> int:
-        sysregs.set_(vcpu, index, data, host=True)
+        try:
+            sysregs.set_(vcpu, index, data, host=True)
+        except KeyError:
+            if data or index not in sysregs.LISTED:
+                raise
         return data
 
     return _transfer(vcpu.vcpu.services, arg, put, False)

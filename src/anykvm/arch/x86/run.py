@@ -18,7 +18,7 @@ from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
 from anykvm.virt import stats
 
-from . import debug, hypercall, inject, msrs, sync_regs, timer
+from . import debug, hypercall, inject, msrs, pv, sync_regs, timer, tpr
 from .engine import SPURIOUS
 from .vcpu import EXIT_DATA, MID_INSTRUCTION, PIO_PAGE
 
@@ -90,9 +90,15 @@ def vcpu_run(vcpu: Vcpu) -> int:
             sync_regs.load(arch)
         if arch.lapic is None and words[_CR8] != arch.user_cr8:
             _user_cr8(arch, words[_CR8])
+        if arch.hypercall_mask:
+            hypercall.complete(arch)
+        if arch.steal_msr:
+            arch.attention = True
         arch.has_run = True
         return _run(vcpu, arch, cpu)
     finally:
+        if arch.vapic_addr:
+            tpr.sync_from_guest(arch)
         if not arch.reported:
             _report(arch, cpu)
         arch.reported = False
@@ -210,7 +216,8 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
             return 0
         elif kind == _HYPERCALL:
             values[_HYPERCALLS] += 1
-            hypercall.call(arch)
+            if not hypercall.call(arch):
+                return 0
         elif kind == _SHUTDOWN:
             vcpu.set_exit_reason(common.KVM_EXIT_SHUTDOWN)
             return 0
@@ -249,6 +256,10 @@ def attend(arch: X86Vcpu) -> bool:
             arch.triple_fault = False
             vcpu.set_exit_reason(common.KVM_EXIT_SHUTDOWN)
             return False
+        if arch.tpr_access is not None:
+            tpr.fill_exit(arch, EXIT_DATA)
+            arch.attention = True
+            return False
         if arch.eoi_vector >= 0:
             vcpu.page[EXIT_DATA] = arch.eoi_vector
             arch.eoi_vector = -1
@@ -262,6 +273,8 @@ def attend(arch: X86Vcpu) -> bool:
             inject.deliver_pending(arch)
         if arch.clock_stale:
             timer.update_page(arch)
+        if arch.steal_msr & uapi.KVM_MSR_ENABLED:
+            pv.record_steal_time(arch)
         if vcpu.signal_pending or vcpu.immediate_exit:
             arch.attention = True
             vcpu.signal_exit()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import mtrr, timer
+from . import lapic_x2apic, mtrr, pv, timer
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -31,6 +31,9 @@ MCE_CAP_SUPPORTED: Final = MCG_CTL_P | MCG_SER_P
 MCG_STATUS_MASK: Final = 0xF
 MISC_ENABLE_FAST_STRING: Final = 1
 UCODE_REV: Final = 0x100000000
+ARCH_CAPABILITIES: Final = sum(1 << bit for bit in (0, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62))
+"""A software CPU leaks nothing by speculation: RDCL_NO, SKIP_L1DFL_VMENTRY, SSB_NO, MDS_NO, PSCHANGE_MC_NO, TAA_NO,
+SBDR_SSDP_NO, FBSDP_NO, PSDP_NO, BHI_NO, PBRSB_NO, GDS_NO, RFDS_NO, ITS_NO."""
 HWCR_MC_STATUS_WR_EN: Final = 1 << 18
 HWCR_TSC_FREQ_SEL: Final = 1 << 24
 
@@ -92,6 +95,8 @@ _WRITE_IGNORED: Final = frozenset(
         *range(uapi.MSR_K7_EVNTSEL0, uapi.MSR_K7_EVNTSEL0 + 8),
     }
 )
+
+_X2APIC: Final = range(uapi.MSR_X2APIC_FIRST, uapi.MSR_X2APIC_LAST + 1)
 
 Getter = Callable[["X86Vcpu"], int]
 Setter = Callable[["X86Vcpu", int, bool], None]
@@ -161,12 +166,30 @@ def _set_tsc_adjust(vcpu: X86Vcpu, value: int, host: bool) -> None:
     vcpu.msrs[uapi.MSR_IA32_TSC_ADJUST] = value
 
 
-def _only_zero(index: int, what: str) -> tuple[int, tuple[Getter, Setter]]:
-    def put(vcpu: X86Vcpu, value: int, host: bool) -> None:
-        if value:
-            raise ValueError(f"{what} is not offered here")
+def _arch_capabilities(vcpu: X86Vcpu) -> int:
+    return vcpu.msrs.get(uapi.MSR_IA32_ARCH_CAPABILITIES, ARCH_CAPABILITIES)
 
-    return index, (lambda vcpu: 0, put)
+
+def _set_arch_capabilities(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    if not host or value & ~ARCH_CAPABILITIES:
+        raise ValueError(f"IA32_ARCH_CAPABILITIES cannot be {value:#x}")
+    vcpu.msrs[uapi.MSR_IA32_ARCH_CAPABILITIES] = value
+
+
+def _set_platform(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    if not host:
+        raise ValueError("MSR_PLATFORM_INFO is read-only")
+    vcpu.msrs[uapi.MSR_PLATFORM_INFO] = value
+
+
+def _guest_may_read(vcpu: X86Vcpu, index: int) -> bool:
+    """Whether RDMSR finds a register that userspace always finds."""
+    if index == uapi.MSR_IA32_MCG_CTL:
+        return bool(vcpu.mcg_cap & MCG_CTL_P)
+    if index == uapi.MSR_IA32_ARCH_CAPABILITIES:
+        leaf = vcpu.cpuid_leaf(7)
+        return leaf is not None and bool(leaf[6] & uapi.CPUID_7_EDX_ARCH_CAPABILITIES)
+    return index != uapi.MSR_PLATFORM_INFO or vcpu.vm.platform_info_readable
 
 
 # Machine checks.
@@ -211,15 +234,10 @@ TABLE: Final[dict[int, tuple[Getter, Setter]]] = {
             _kept(uapi.MSR_AMD64_DE_CFG, 0, 0x2),
             _kept(uapi.MSR_KVM_POLL_CONTROL, 1, 1),
             (uapi.MSR_IA32_UCODE_REV, (lambda vcpu: vcpu.msrs.get(uapi.MSR_IA32_UCODE_REV, UCODE_REV), _set_ucode_rev)),
-            _read_only(uapi.MSR_PLATFORM_INFO, 0),
+            (uapi.MSR_PLATFORM_INFO, (lambda vcpu: vcpu.msrs.get(uapi.MSR_PLATFORM_INFO, 0), _set_platform)),
             _read_only(uapi.MSR_IA32_PERF_STATUS, 1000 | 4 << 40, host_writes=False),
-            _only_zero(uapi.MSR_KVM_ASYNC_PF_EN, "asynchronous page faults are"),
-            _only_zero(uapi.MSR_KVM_ASYNC_PF_INT, "asynchronous page faults are"),
-            _only_zero(uapi.MSR_KVM_ASYNC_PF_ACK, "asynchronous page faults are"),
-            _only_zero(uapi.MSR_KVM_STEAL_TIME, "steal time"),
-            _only_zero(uapi.MSR_KVM_PV_EOI_EN, "the paravirtual end of interrupt"),
-            # A timer that is not in TSC deadline mode ignores it.
-            (uapi.MSR_IA32_TSC_DEADLINE, (lambda vcpu: 0, lambda vcpu, value, host: None)),
+            _kept(uapi.MSR_IA32_POWER_CTL),
+            (uapi.MSR_IA32_ARCH_CAPABILITIES, (_arch_capabilities, _set_arch_capabilities)),
         )
     ),
     uapi.MSR_IA32_MCG_CAP: (
@@ -227,6 +245,12 @@ TABLE: Final[dict[int, tuple[Getter, Setter]]] = {
         lambda vcpu, value, host: _refuse_change(uapi.MSR_IA32_MCG_CAP, vcpu.mcg_cap, value, host),
     ),
     uapi.MSR_IA32_MCG_CTL: (lambda vcpu: vcpu.mcg_ctl, _set_mcg_ctl),
+    uapi.MSR_IA32_TSC_DEADLINE: (timer.read_deadline, timer.write_deadline),
+    uapi.MSR_KVM_ASYNC_PF_EN: (lambda vcpu: vcpu.msrs.get(uapi.MSR_KVM_ASYNC_PF_EN, 0), pv.set_async_pf),
+    uapi.MSR_KVM_ASYNC_PF_INT: (lambda vcpu: vcpu.msrs.get(uapi.MSR_KVM_ASYNC_PF_INT, 0), pv.set_async_pf_int),
+    uapi.MSR_KVM_ASYNC_PF_ACK: (lambda vcpu: 0, pv.set_async_pf_ack),
+    uapi.MSR_KVM_STEAL_TIME: (lambda vcpu: vcpu.steal_msr, pv.set_steal_time),
+    uapi.MSR_KVM_PV_EOI_EN: (lambda vcpu: vcpu.msrs.get(uapi.MSR_KVM_PV_EOI_EN, 0), pv.set_pv_eoi),
     uapi.MSR_KVM_WALL_CLOCK: (lambda vcpu: vcpu.vm.clock.wall_msr, timer.write_wall_clock),
     uapi.MSR_KVM_WALL_CLOCK_NEW: (lambda vcpu: vcpu.vm.clock.wall_msr, timer.write_wall_clock),
     uapi.MSR_KVM_SYSTEM_TIME: (lambda vcpu: vcpu.system_time, timer.write_system_time),
@@ -241,11 +265,15 @@ def _refuse_change(index: int, old: int, new: int, host: bool) -> None:
 
 def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
     """Read an MSR; KeyError if there is none."""
-    if index == uapi.MSR_IA32_MCG_CTL and not host and not vcpu.mcg_cap & MCG_CTL_P:
+    if not host and not _guest_may_read(vcpu, index):
         raise KeyError(index)
+    if vcpu.pv_enforced:
+        pv.check_msr(vcpu, index)
     entry = TABLE.get(index)
     if entry is not None:
         return entry[0](vcpu)
+    if index in _X2APIC and vcpu.lapic is not None:
+        return lapic_x2apic.read_msr(vcpu.lapic, index)
     if index in READ_AS_ZERO:
         return 0
     if mtrr.is_mtrr(index):
@@ -258,9 +286,13 @@ def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
 
 def set_(vcpu: X86Vcpu, index: int, value: int, *, host: bool) -> None:
     """Write an MSR; KeyError if there is none, ValueError if it does not take that."""
+    if vcpu.pv_enforced:
+        pv.check_msr(vcpu, index)
     entry = TABLE.get(index)
     if entry is not None:
         entry[1](vcpu, value, host)
+    elif index in _X2APIC and vcpu.lapic is not None:
+        lapic_x2apic.write_msr(vcpu.lapic, index, value)
     elif index in _WRITE_IGNORED:
         pass
     elif index in READ_AS_ZERO:
@@ -297,8 +329,18 @@ SAVED: Final = (
     uapi.MSR_KVM_WALL_CLOCK,
     uapi.MSR_KVM_SYSTEM_TIME_NEW,
     uapi.MSR_KVM_WALL_CLOCK_NEW,
+    uapi.MSR_KVM_ASYNC_PF_EN,
+    uapi.MSR_KVM_ASYNC_PF_INT,
+    uapi.MSR_KVM_ASYNC_PF_ACK,
+    uapi.MSR_KVM_STEAL_TIME,
+    uapi.MSR_KVM_PV_EOI_EN,
     uapi.MSR_KVM_POLL_CONTROL,
     uapi.MSR_IA32_TSC_ADJUST,
+    uapi.MSR_IA32_TSC_DEADLINE,
+    uapi.MSR_IA32_ARCH_CAPABILITIES,
+    uapi.MSR_IA32_UCODE_REV,
+    uapi.MSR_IA32_POWER_CTL,
+    uapi.MSR_VM_HSAVE_PA,
     uapi.MSR_IA32_MISC_ENABLE,
     uapi.MSR_IA32_MCG_STATUS,
     uapi.MSR_IA32_MCG_CTL,
@@ -309,5 +351,11 @@ SAVED: Final = (
 )
 """KVM_GET_MSR_INDEX_LIST: what userspace saves and restores."""
 
-FEATURES: Final = {uapi.MSR_IA32_UCODE_REV: UCODE_REV, uapi.MSR_PLATFORM_INFO: 0}
+LISTED: Final = frozenset(SAVED)
+
+FEATURES: Final = {
+    uapi.MSR_IA32_UCODE_REV: UCODE_REV,
+    uapi.MSR_IA32_ARCH_CAPABILITIES: ARCH_CAPABILITIES,
+    uapi.MSR_PLATFORM_INFO: 0,
+}
 """KVM_GET_MSR_FEATURE_INDEX_LIST, and what KVM_GET_MSRS on the system fd gives."""

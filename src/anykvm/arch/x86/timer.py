@@ -126,6 +126,20 @@ def start_tsc(vcpu: X86Vcpu) -> None:
             cpu.tsc_offset = vm.tsc_offset
 
 
+# The TSC deadline, which is the local APIC's.
+
+
+def read_deadline(vcpu: X86Vcpu) -> int:
+    """IA32_TSC_DEADLINE: 0 once it has passed, and in the timer's other modes."""
+    return vcpu.lapic.timer.tsc_deadline if vcpu.lapic is not None else 0
+
+
+def write_deadline(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    """IA32_TSC_DEADLINE: expire when the TSC reads that; 0 stops. Ignored in the timer's other modes."""
+    if vcpu.lapic is not None:
+        vcpu.lapic.set_tsc_deadline(value)
+
+
 # kvmclock.
 
 

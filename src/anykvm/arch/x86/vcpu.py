@@ -18,7 +18,7 @@ from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..sleep import Sleep
-from . import cpuid, debug, inject, regs, sysregs, timer
+from . import cpuid, debug, hypercall, inject, lapic_x2apic, regs, sysregs, timer, tpr
 from .engine import LINE_INTR
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ MCE_BANK_BYTES: Final = 4 * 8
 DEFAULT_MAXPHYADDR: Final = 36
 APIC_BASE_RESET: Final = 0xFEE00000
 APIC_BASE_KNOWN: Final = uapi.MSR_IA32_APICBASE_BSP | uapi.MSR_IA32_APICBASE_ENABLE
+_APIC_MODE: Final = uapi.MSR_IA32_APICBASE_ENABLE | uapi.MSR_IA32_APICBASE_X2APIC
 
 MID_INSTRUCTION: Final = frozenset(
     int(kind)
@@ -95,9 +96,21 @@ class X86Vcpu:
         self.eoi_vector = -1
         self.reported = False
         """Whether the run page says already what it says after every KVM_RUN."""
+        self.exception_payload: int | None = None
+        """With an exception that is pending: what goes to CR2 or DR6 when it is delivered."""
+        self.tpr_access: tuple[int, bool] | None = None
+        self.vapic_addr = 0
+        self.pv_enforced = False
+        """KVM_CAP_ENFORCE_PV_FEATURE_CPUID."""
+        self.pv_features = 0
+        self.steal_msr: int = 0
+        self.steal_seen = 0
+        self.steal_written = 0
         # A half-done instruction.
         self.reply: tuple[int, int] | None = None
         self.msr_exit = False
+        self.hypercall_mask = 0
+        """After KVM_EXIT_HYPERCALL: the bits of RAX that userspace's answer fills."""
         self.owed: int | None = None
         """What an instruction that KVM_RUN left half done (EINTR) goes on with."""
         self.wanted_regs: tuple[bytes, bytes] | None = None
@@ -234,6 +247,8 @@ class X86Vcpu:
 
     def complete_io(self) -> None:
         """Finish the instruction that is half done, if one is, and stop as soon after it as possible."""
+        if self.hypercall_mask:
+            hypercall.complete(self)
         if not self.half_done:
             return
         cpu = self.cpu
@@ -263,6 +278,10 @@ class X86Vcpu:
                 raise OSError(errno.EINVAL, "a vCPU's CPUID is fixed once it has run")
             return
         self.cpuid = leaves
+        self.pv_features = cpuid.find_kvm_features(leaves)
+        if self.lapic is not None:
+            features = self.cpuid_leaf(1)
+            lapic_x2apic.set_features(self.lapic, features[5] if features is not None else 0)
         sizes = self.cpuid_leaf(0x80000008)
         self.maxphyaddr = sizes[3] & 0xFF if sizes is not None and sizes[3] & 0xFF else DEFAULT_MAXPHYADDR
         if self.live:
@@ -284,10 +303,21 @@ class X86Vcpu:
         return self.lapic.base_msr if self.lapic is not None else self.user_apic_base
 
     def check_apic_base(self, value: int, *, host: bool = True) -> None:
-        """EINVAL for reserved bits, and x2APIC mode, which is not offered."""
-        if value == self.apic_base:
+        """EINVAL for reserved bits, x2APIC mode where CPUID has none, and a change of mode the guest cannot make."""
+        old = self.apic_base
+        if value == old:
             return
-        if value >> self.maxphyaddr or value & 0xFFF & ~APIC_BASE_KNOWN:
+        features = self.cpuid_leaf(1)
+        known = APIC_BASE_KNOWN
+        if features is not None and features[5] & uapi.CPUID_1_ECX_X2APIC:
+            known |= uapi.MSR_IA32_APICBASE_X2APIC
+        mode, old_mode = value & _APIC_MODE, old & _APIC_MODE
+        wrong = value >> self.maxphyaddr or value & 0xFFF & ~known or mode == uapi.MSR_IA32_APICBASE_X2APIC
+        if not host:
+            # From x2APIC mode only to disabled, and into it only from xAPIC mode.
+            wrong = wrong or (old_mode == _APIC_MODE and mode == uapi.MSR_IA32_APICBASE_ENABLE)
+            wrong = wrong or (old_mode == 0 and mode == _APIC_MODE)
+        if wrong:
             raise OSError(errno.EINVAL, f"IA32_APIC_BASE cannot be {value:#x}")
 
     def set_apic_base(self, value: int) -> None:
@@ -357,6 +387,10 @@ class X86Vcpu:
         self.nmi_pending = True
         self.kick()
 
+    def tpr_touched(self, write: bool) -> None:
+        """The guest accessed the task priority in its APIC page, and userspace wants to know."""
+        tpr.note_access(self, write)
+
     def apic_event(self) -> None:
         """INIT or a start-up IPI waits, from any thread."""
         self.kick()
@@ -364,6 +398,11 @@ class X86Vcpu:
     def set_cr8(self, cr8: int) -> None:
         """The guest wrote the task priority in its APIC page."""
         self.cpu.cr8 = cr8
+
+    def tsc_to_ns(self, tsc: int) -> int:
+        """When the guest's TSC reads this, in ns on the services' clock."""
+        cpu = self.cpu
+        return self.vcpu.services.now() + timer.signed(tsc - cpu.tsc) * 1_000_000 // cpu.tsc_khz
 
     def init(self) -> None:
         """INIT."""

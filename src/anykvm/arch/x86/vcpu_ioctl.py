@@ -7,10 +7,10 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from anykvm.uapi import common
+from anykvm.uapi import caps, common
 from anykvm.uapi import x86 as uapi
 
-from . import cpuid, debug, events, mce, mp_state, msrs, sregs, timer, xsave
+from . import cpuid, debug, events, mce, mp_state, msrs, sregs, timer, tpr, translate, xsave
 
 if TYPE_CHECKING:
     from .lapic import Lapic
@@ -30,7 +30,7 @@ def set_regs(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_SET_REGS; what was pending as an exception is forgotten."""
     data = vcpu.vcpu.services.copy_from_user(arg, _REGS_SIZE)
     vcpu.set_regs(data)
-    vcpu.exception = None
+    vcpu.exception = vcpu.exception_payload = None
     return 0
 
 
@@ -186,16 +186,17 @@ def _lapic(vcpu: X86Vcpu) -> Lapic:
 
 def get_lapic(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_GET_LAPIC; EINVAL without."""
-    vcpu.vcpu.services.copy_to_user(arg, _lapic(vcpu).get_state())
+    vcpu.vcpu.services.copy_to_user(arg, _lapic(vcpu).get_state(wide_id=vcpu.vm.x2apic_ids))
     return 0
 
 
 def set_lapic(vcpu: X86Vcpu, arg: int) -> int:
-    """KVM_SET_LAPIC; EINVAL without."""
+    """KVM_SET_LAPIC; EINVAL without, and for another ID in x2APIC mode with KVM_X2APIC_API_USE_32BIT_IDS."""
     lapic = _lapic(vcpu)
     page = vcpu.vcpu.services.copy_from_user(arg, uapi.KVM_APIC_REG_SIZE)
     vcpu.load()
-    lapic.set_state(page)
+    if not lapic.set_state(page, wide_id=vcpu.vm.x2apic_ids):
+        raise OSError(errno.EINVAL, f"the local APIC of vcpu_id {vcpu.vcpu_id} cannot have another ID in x2APIC mode")
     return 0
 
 
@@ -231,9 +232,12 @@ def kvmclock_ctrl(vcpu: X86Vcpu, arg: int) -> int:
 
 
 def enable_cap(vcpu: X86Vcpu, arg: int) -> int:
-    """KVM_ENABLE_CAP on a vCPU: nothing; EINVAL."""
-    cap = vcpu.vcpu.services.read_struct(arg, common.KvmEnableCap).cap
-    raise OSError(errno.EINVAL, f"capability {cap} cannot be enabled on a vCPU")
+    """KVM_ENABLE_CAP on a vCPU: KVM_CAP_ENFORCE_PV_FEATURE_CPUID; EINVAL."""
+    request = vcpu.vcpu.services.read_struct(arg, common.KvmEnableCap)
+    if request.flags or request.cap != caps.KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
+        raise OSError(errno.EINVAL, f"capability {request.cap} cannot be enabled on a vCPU")
+    vcpu.pv_enforced = request.args[0] != 0
+    return 0
 
 
 # Device attributes of a vCPU: its TSC's offset.
@@ -303,6 +307,9 @@ IOCTLS: Final[dict[int, Callable[[X86Vcpu, int], int]]] = {
     uapi.KVM_SET_TSC_KHZ: set_tsc_khz,
     uapi.KVM_GET_TSC_KHZ: get_tsc_khz,
     uapi.KVM_KVMCLOCK_CTRL: kvmclock_ctrl,
+    uapi.KVM_TPR_ACCESS_REPORTING: tpr.set_reporting,
+    uapi.KVM_SET_VAPIC_ADDR: tpr.set_vapic_addr,
+    common.KVM_TRANSLATE: translate.translate,
     common.KVM_ENABLE_CAP: enable_cap,
     common.KVM_HAS_DEVICE_ATTR: has_device_attr,
     common.KVM_GET_DEVICE_ATTR: get_device_attr,

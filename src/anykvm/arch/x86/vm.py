@@ -45,11 +45,21 @@ class X86Vm:
         """KVM_CAP_MAX_VCPU_ID; 0 until it is enabled or the first vCPU is made."""
         self.tss_addr = 0
         self.identity_map_addr = 0
+        self.mmu_pages = 0
         self.default_tsc_khz = 0
         """KVM_SET_TSC_KHZ on the VM; 0 is the engine's own rate."""
         self.tsc_offset: int | None = None
         self.clock = KvmClock(self)
         self.user_space_msr = 0
+        self.exception_payload = False
+        self.triple_fault_event = False
+        self.platform_info_readable = True
+        self.hypercall_exits = 0
+        self.exit_on_emulation_failure = False
+        self.x2apic_ids = False
+        """KVM_X2APIC_API_USE_32BIT_IDS: how KVM_GET_LAPIC and MSIs from userspace name local APICs."""
+        self.x2apic_broadcast_quirk = True
+        """Whether an interrupt for 0xff is for all, also for local APICs in x2APIC mode."""
         self.msr_filter: MsrFilter = ALLOW_ALL
         self.disabled_quirks = 0
 
@@ -77,11 +87,19 @@ class X86Vm:
     def create_irqchip(self) -> None:
         """KVM_CREATE_IRQCHIP; EEXIST, EINVAL once there are vCPUs."""
         self.irqchip = irqchip.create(self.vm)
+        self.tell_chip()
         self.vm.irq.set_default_routing()
 
     def create_split_irqchip(self, reserved_pins: int) -> None:
         """KVM_CAP_SPLIT_IRQCHIP; EINVAL, EEXIST."""
         self.irqchip = irqchip.create_split(self.vm, reserved_pins)
+        self.tell_chip()
+
+    def tell_chip(self) -> None:
+        """Tell the interrupt controllers, if there are any, what KVM_CAP_X2APIC_API says."""
+        if self.irqchip is not None:
+            self.irqchip.bus.wide = self.x2apic_ids
+            self.irqchip.bus.broadcast_quirk = self.x2apic_broadcast_quirk
 
     def chip(self) -> IrqChip:
         """The interrupt controllers; ENXIO without."""

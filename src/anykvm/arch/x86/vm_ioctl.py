@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from anykvm.virt.vm import Vm
 
 TSS_PAGES: Final = 3
+KVM_MIN_ALLOC_MMU_PAGES: Final = 64
 _CHIP_DATA: Final = common.KvmIrqchip.chip.offset
 _CHIP_SIZE: Final = 512
 
@@ -114,6 +115,19 @@ def set_tss_addr(vm: Vm, arg: int) -> int:
     return 0
 
 
+def set_nr_mmu_pages(vm: Vm, arg: int) -> int:
+    """KVM_SET_NR_MMU_PAGES: kept, for there is no shadow MMU; EINVAL for fewer than 64."""
+    if arg < KVM_MIN_ALLOC_MMU_PAGES:
+        raise OSError(errno.EINVAL, f"an MMU has at least {KVM_MIN_ALLOC_MMU_PAGES} pages, not {arg}")
+    vm.arch.mmu_pages = arg & 0xFFFFFFFF
+    return 0
+
+
+def get_nr_mmu_pages(vm: Vm, arg: int) -> int:
+    """KVM_GET_NR_MMU_PAGES: what was set; 0 before."""
+    return int(vm.arch.mmu_pages)
+
+
 def set_identity_map_addr(vm: Vm, arg: int) -> int:
     """KVM_SET_IDENTITY_MAP_ADDR; EINVAL once there are vCPUs. Nothing here needs the page: the address is kept."""
     address = int.from_bytes(vm.services.copy_from_user(arg, 8), "little")
@@ -187,6 +201,8 @@ IOCTLS: Final[dict[int, Callable[[Vm, int], int]]] = {
     uapi.KVM_GET_PIT2: get_pit2,
     uapi.KVM_SET_PIT2: set_pit2,
     uapi.KVM_REINJECT_CONTROL: reinject_control,
+    uapi.KVM_SET_NR_MMU_PAGES: set_nr_mmu_pages,
+    uapi.KVM_GET_NR_MMU_PAGES: get_nr_mmu_pages,
     uapi.KVM_SET_TSS_ADDR: set_tss_addr,
     uapi.KVM_SET_IDENTITY_MAP_ADDR: set_identity_map_addr,
     common.KVM_SET_BOOT_CPU_ID: set_boot_cpu_id,
