@@ -14,6 +14,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 # Name, where it is, and what --help says: a subcommand's modules are imported when it is used.
 _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
+    "sweep": ("anykvm.cli.lab_sweep", "sweep", "Make every step of creation fail, and look at what is left."),
     "races": ("anykvm.cli.lab_races", "races", "Run every order of a few operations, up to a bound."),
 }
 

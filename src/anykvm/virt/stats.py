@@ -98,28 +98,26 @@ class Stats:
         return image
 
     def _share(self) -> int:
-        """Move the values into a memfd of their own; EMFILE, ENFILE, ENOMEM."""
+        """Move the values into a memfd of their own, and open it as :meth:`open` does; EMFILE, ENFILE, ENOMEM."""
+        services = self._services
         image = self._image()
         size = len(image) + self.values.nbytes
         name = self._id.replace("/", "-") + "-stats"
-        fd = self._services.memfd(name, size)
-        try:
-            mapped = self._services.map(fd, size, "stats")
-        except OSError:
-            self._services.close_fd(fd)
-            raise
+        with services.ladder("stats") as ladder:
+            fd = ladder.acquire("fd", services.memfd, services.close_fd, name, size)
+            mapped = ladder.acquire("map", services.map, services.unmap, fd, size, "stats")
+            again = services.reopen(fd, "stats fd")
         view = memoryview(mapped).cast("B")
         view[: len(image)] = image
         values = view[len(image) :].cast("Q")
         values[:] = self.values
         self.values = values
         self._fd = fd
-        return fd
+        return again
 
     def open(self) -> int:
         """KVM_GET_STATS_FD: a read-only fd with a position of its own; EMFILE, ENFILE, ENOMEM."""
-        fd = self._fd if self._fd >= 0 else self._share()
-        again = self._services.reopen(fd, "stats fd")
+        again = self._services.reopen(self._fd, "stats fd") if self._fd >= 0 else self._share()
         self._services.forget_fd(again)
         return again
 
