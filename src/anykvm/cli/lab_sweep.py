@@ -75,8 +75,8 @@ def sweep(  # noqa: PLR0917  (click passes them by name)
         click.echo(f"{subject:18} " + ", ".join(f"{value} {name}" for name, value in counts.items()))
     if plan is None:
         click.echo(
-            f"{swept.points} points, {swept.faults} faults, {swept.pairs} pairs, {swept.trials} trials in"
-            f" {seconds:.1f} s: {len(swept.findings)} findings"
+            f"{swept.points} points, {swept.faults} faults, {swept.pairs} pairs, {swept.refusals} refusals;"
+            f" {swept.trials} trials in {seconds:.1f} s: {len(swept.findings)} findings"
         )
     else:
         click.echo(f"{swept.trials} trials in {seconds:.1f} s: {len(swept.findings)} findings")

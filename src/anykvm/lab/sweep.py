@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from anykvm.testing import Fault, Plan, Point
 
-from . import trial
+from . import refusals, trial
 from .errors import LabError
 from .history import SUBJECTS, VCPU_IDS
 from .spread import spread
@@ -39,6 +39,7 @@ class Swept:
     points: int = 0
     faults: int = 0
     pairs: int = 0
+    refusals: int = 0
     trials: int = 0
     findings: list[tuple[str, str, str]] = field(default_factory=list)
     by_subject: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -51,6 +52,7 @@ class Swept:
             "points": self.points,
             "faults": self.faults,
             "pairs": self.pairs,
+            "refusals": self.refusals,
             "trials": self.trials,
             "subjects": self.by_subject,
             "findings": [{"subject": s, "plan": plan, "finding": what} for s, plan, what in self.findings],
@@ -138,6 +140,10 @@ def sweep(
             found = [str(plan) for plan in pairs(faults)]
             items += [[name, plan] for plan in found]
             swept.by_subject[name]["pairs"] = len(found)
+    for arch in sorted({SUBJECTS[name].arch for name in swept.by_subject}):
+        for case in refusals.CASES[arch]:
+            swept.refusals += 1
+            swept.findings += [(arch, "", what) for what in refusals.judge(arch, case)]
     same: list[list[str]] = []
     for done in _judged(items, processes, scheduler, resume, progress):
         _take(swept, done)
