@@ -40,10 +40,10 @@ def create_vcpu(vm: Vm, vcpu_id: int, bug: str) -> int:
                 raise OSError(errno.EINVAL, "limit")
             if bug != "precreate outside the lock":
                 hooks.vcpu_precreate(vm, vcpu_id)
-            ladder.step("created_vcpus", cv._count, None if bug == "no decrement" else cv._uncount, vm)
+            ladder.step("created_vcpus", cv.count, None if bug == "no decrement" else cv.uncount, vm)
         vcpu = ladder.acquire("vcpu struct", Vcpu, Vcpu.free, vm, vcpu_id, ladder)
         ladder.step("run page", vcpu.alloc_run_page, vcpu.free_run_page)
-        cv._create_arch(vcpu)
+        cv.create_arch(vcpu)
         if bug == "duplicate check outside the lock" and vm.get_vcpu_by_id(vcpu_id) is not None:
             raise OSError(errno.EEXIST, "id")
         with vm.lock, ladder.guard():
@@ -54,27 +54,27 @@ def create_vcpu(vm: Vm, vcpu_id: int, bug: str) -> int:
                 vm.vcpu_array.append(None)  # type: ignore[arg-type]
                 ladder.push("vcpu_array", vm.vcpu_array.pop)
             else:
-                ladder.step("vcpu_array", cv._insert, None if bug == "no erase" else cv._erase, vcpu)
+                ladder.step("vcpu_array", cv.insert, None if bug == "no erase" else cv.erase, vcpu)
             if bug == "fd without the mutex":
                 ladder.step("VM reference", vm.get, vm.put_no_destroy)
-                ladder.push("fd", cv._uninstall, vcpu)
-                fd = cv._install(vcpu)
+                ladder.push("fd", cv.uninstall, vcpu)
+                fd = cv.install(vcpu)
                 services.publish("vcpu online")
-                ladder.step("online", cv._set_online, cv._set_offline, vcpu)
+                ladder.step("online", cv.set_online, cv.set_offline, vcpu)
             else:
                 with vcpu.mutex, ladder.guard():
                     if bug == "online before the fd":
-                        ladder.step("online", cv._set_online, None, vcpu)
+                        ladder.step("online", cv.set_online, None, vcpu)
                     undo = None if bug == "reference kept" else vm.put_no_destroy
                     ladder.step("VM reference", vm.get, undo)
                     if bug == "fd step after the fd":
-                        fd = ladder.step("fd", cv._install, cv._uninstall, vcpu)
+                        fd = ladder.step("fd", cv.install, cv.uninstall, vcpu)
                     else:
-                        ladder.push("fd", cv._uninstall, vcpu)
-                        fd = cv._install(vcpu)
+                        ladder.push("fd", cv.uninstall, vcpu)
+                        fd = cv.install(vcpu)
                     if bug != "online before the fd":
                         services.publish("vcpu online")
-                        ladder.step("online", cv._set_online, cv._set_offline, vcpu)
+                        ladder.step("online", cv.set_online, cv.set_offline, vcpu)
                     if bug == "store after reserve":
                         services.publish("vcpu array")
                         vm.vcpu_array[vcpu.vcpu_idx] = vcpu
@@ -193,14 +193,14 @@ def locks_swapped(patch: Patch) -> None:
 
 def lock_kept(patch: Patch) -> None:
     """A refusal leaves with the VM's lock held."""
-    real = cv._count
+    real = cv.count
 
     def count(vm: Vm) -> None:
         if vm.created_vcpus:
             vm.lock.acquire()
         real(vm)
 
-    patch.setattr(cv, "_count", count)
+    patch.setattr(cv, "count", count)
 
 
 def used_after_close(patch: Patch) -> None:

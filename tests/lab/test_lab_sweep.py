@@ -108,7 +108,7 @@ def test_a_new_step_is_swept_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_counter_that_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(create_vcpu, "_uncount", lambda vm: None)
+    monkeypatch.setattr(create_vcpu, "uncount", lambda vm: None)
     assert "changed created_vcpus from 0 to 1" in _found("x86/none", "KVM_CREATE_VCPU#1/memory:vcpu=ENOMEM")
 
 
@@ -130,8 +130,8 @@ def test_a_lock_left_held(monkeypatch: pytest.MonkeyPatch) -> None:
         vm.slots_lock.acquire()
         original(vm)
 
-    original: Callable[[Any], None] = create_vcpu._count
-    monkeypatch.setattr(create_vcpu, "_count", count)
+    original: Callable[[Any], None] = create_vcpu.count
+    monkeypatch.setattr(create_vcpu, "count", count)
     monkeypatch.setattr(trial.Trial, "_guests", lambda self, when: None)
     monkeypatch.setattr(trial.Trial, "_end", lambda self, fds: self._backend.services.close())
     monkeypatch.setattr(trial, "TRIES", 1)
@@ -161,7 +161,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_command_replays_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(create_vcpu, "_uncount", lambda vm: None)
+    monkeypatch.setattr(create_vcpu, "uncount", lambda vm: None)
     assert run(["lab", "sweep", "x86/none", "--plan", "KVM_CREATE_VCPU#1/memory:vcpu"]) == 1
     first = capsys.readouterr().out.splitlines()[0]
     assert first.endswith("(anykvm lab sweep x86/none --plan 'KVM_CREATE_VCPU#1/memory:vcpu=ENOMEM')")

@@ -15,6 +15,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 # Name, where it is, and what --help says: a subcommand's modules are imported when it is used.
 _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "sweep": ("anykvm.cli.lab_sweep", "sweep", "Make every step of creation fail, and look at what is left."),
+    "flows": ("anykvm.cli.lab_flows", "flows_command", "Show Linux 5.5's, 5.6's and today's way to create a vCPU."),
     "races": ("anykvm.cli.lab_races", "races", "Run every order of a few operations, up to a bound."),
 }
 

@@ -32,29 +32,29 @@ def create_vcpu(vm: Vm, vcpu_id: int) -> int:
             if vm.created_vcpus >= vm.max_vcpus:
                 raise OSError(errno.EINVAL, f"the VM has {vm.created_vcpus} vCPUs already, which is its limit")
             hooks.vcpu_precreate(vm, vcpu_id)
-            ladder.step("created_vcpus", _count, _uncount, vm)
+            ladder.step("created_vcpus", count, uncount, vm)
         vcpu = ladder.acquire("vcpu struct", Vcpu, Vcpu.free, vm, vcpu_id, ladder)
         ladder.step("run page", vcpu.alloc_run_page, vcpu.free_run_page)
-        _create_arch(vcpu)
+        create_arch(vcpu)
         with vm.lock, ladder.guard():
             if vm.get_vcpu_by_id(vcpu_id) is not None:
                 raise OSError(errno.EEXIST, f"the VM has a vCPU with vcpu_id {vcpu_id} already")
             vcpu.vcpu_idx = vm.online_vcpus
-            ladder.step("vcpu_array", _insert, _erase, vcpu)
+            ladder.step("vcpu_array", insert, erase, vcpu)
             vm.coalesced.show(vcpu)
             # No ioctl on the new fd gets past this mutex until the vCPU is online.
             with vcpu.mutex, ladder.guard():
                 ladder.step("VM reference", vm.get, vm.put_no_destroy)
                 # Before the fd is there: who closes it at once takes this step off the ladder.
-                ladder.push("fd", _uninstall, vcpu)
-                fd = _install(vcpu)
+                ladder.push("fd", uninstall, vcpu)
+                fd = install(vcpu)
                 services.publish("vcpu online")
-                ladder.step("online", _set_online, _set_offline, vcpu)
+                ladder.step("online", set_online, set_offline, vcpu)
     hooks.vcpu_postcreate(vcpu)
     return fd
 
 
-def _create_arch(vcpu: Vcpu) -> None:
+def create_arch(vcpu: Vcpu) -> None:
     """Call the one hook that builds. If it fails it has cleaned up; the nested ladder makes sure of its own steps."""
     ladder = vcpu.ladder
     vcpu.arch_ladder = inner = vcpu.services.ladder("arch")
@@ -66,27 +66,32 @@ def _create_arch(vcpu: Vcpu) -> None:
     ladder.push("arch", vcpu.hooks.vcpu_destroy, vcpu, shows=inner)
 
 
-def _count(vm: Vm) -> None:
+def count(vm: Vm) -> None:
+    """Count a vCPU that is being created; with the VM's lock held."""
     vm.services.publish("created_vcpus")
     vm.created_vcpus += 1
 
 
-def _uncount(vm: Vm) -> None:
+def uncount(vm: Vm) -> None:
+    """Take the count back."""
     with vm.lock:
         vm.created_vcpus -= 1
 
 
-def _insert(vcpu: Vcpu) -> None:
+def insert(vcpu: Vcpu) -> None:
+    """Put a vCPU into the array; with the VM's lock held."""
     vcpu.services.publish("vcpu array")
     vcpu.vm.vcpu_array.append(vcpu)
 
 
-def _erase(vcpu: Vcpu) -> None:
+def erase(vcpu: Vcpu) -> None:
+    """Take it out; with the VM's lock held."""
     if vcpu.vm.vcpu_array.pop() is not vcpu:
         raise AssertionError("vCPUs leave the array newest first")
 
 
-def _install(vcpu: Vcpu) -> int:
+def install(vcpu: Vcpu) -> int:
+    """Make the run page's memfd userspace's file descriptor; EMFILE, ENFILE."""
     if vcpu.fd_errno:
         raise OSError(vcpu.fd_errno, f"no file descriptor left for vCPU {vcpu.vcpu_id}")
     fd = vcpu.memfd
@@ -97,21 +102,24 @@ def _install(vcpu: Vcpu) -> int:
     return fd
 
 
-def _uninstall(vcpu: Vcpu) -> None:
+def uninstall(vcpu: Vcpu) -> None:
+    """Take the file descriptor back."""
     for file in vcpu.vm.files.files():
         if isinstance(file, VcpuFile) and file.vcpu is vcpu:
             vcpu.vm.files.take(file.fd)
             vcpu.memfd = file.fd
 
 
-def _set_online(vcpu: Vcpu) -> None:
+def set_online(vcpu: Vcpu) -> None:
+    """Let the vCPU be found."""
     vm = vcpu.vm
     vm.online_vcpus += 1
     vm.vcpu_by_id[vcpu.vcpu_id] = vcpu
     vm.stats.values[VCPUS] += 1
 
 
-def _set_offline(vcpu: Vcpu) -> None:
+def set_offline(vcpu: Vcpu) -> None:
+    """Let it be found no longer."""
     vm = vcpu.vm
     del vm.vcpu_by_id[vcpu.vcpu_id]
     vm.online_vcpus -= 1

@@ -82,6 +82,11 @@ class Vm:
 
     # References.
 
+    @property
+    def references(self) -> int:
+        """How many there are: fds, and ioctls in progress."""
+        return self._users
+
     def get(self) -> None:
         """Take a reference; EBADF if the VM is going."""
         with self._users_lock:

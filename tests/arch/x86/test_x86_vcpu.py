@@ -30,7 +30,16 @@ def test_the_contract_is_kept() -> None:
 def test_the_order_of_creation(chips: Rig) -> None:
     chips.create_vcpu()
     steps = [step.removeprefix("arch: ") for step in chips.vm.vcpu_array[0].ladder.steps if step.startswith("arch: ")]
-    assert steps == ["x86 vcpu", "wait queue", "cpu", "lapic", "run page words", "pio page", "mce banks"]
+    assert steps == [
+        "x86 vcpu",
+        "wait queue",
+        "lapic",
+        "run page words",
+        "pio page",
+        "mce banks",
+        "wbinvd mask",
+        "cpu",
+    ]
 
 
 def test_without_a_chip_there_is_no_local_apic(rig: Rig) -> None:

@@ -33,6 +33,8 @@ EXIT_DATA: Final = KvmRun.mmio.offset
 PIO_PAGE: Final = 4096 * uapi.KVM_PIO_PAGE_OFFSET
 PIO_PAGE_SIZE: Final = 4096
 MCE_BANK_BYTES: Final = 4 * 8
+CPU_MASK_BYTES: Final = 8192 // 8
+"""A bit for each of as many CPUs as Linux can be built for (NR_CPUS on x86-64)."""
 DEFAULT_MAXPHYADDR: Final = 36
 APIC_BASE_RESET: Final = 0xFEE00000
 APIC_BASE_KNOWN: Final = uapi.MSR_IA32_APICBASE_BSP | uapi.MSR_IA32_APICBASE_ENABLE
@@ -84,6 +86,7 @@ class X86Vcpu:
         self.mcg_cap: int = sysregs.KVM_MAX_MCE_BANKS
         self.mcg_ctl: int = 0
         self.mce_banks: memoryview[int]
+        self.wbinvd_mask: memoryview[int]
         # What is on its way to the guest.
         self.chip_line = False
         self.injected_irq: int | None = None
@@ -130,11 +133,12 @@ class X86Vcpu:
         return (
             BuildStep("x86 vcpu", self._build_struct),
             BuildStep("wait queue", self._build_wait_queue),
-            BuildStep("cpu", self._build_cpu),
             BuildStep("lapic", self._build_lapic),
             BuildStep("run page words", self._build_words),
             BuildStep("pio page", self._build_pio_page),
             BuildStep("mce banks", self._build_mce_banks),
+            BuildStep("wbinvd mask", self._build_wbinvd_mask),
+            BuildStep("cpu", self._build_cpu),
         )
 
     def _build_struct(self, ladder: Ladder) -> None:
@@ -166,6 +170,12 @@ class X86Vcpu:
         size = sysregs.KVM_MAX_MCE_BANKS * MCE_BANK_BYTES
         banks = ladder.acquire("mce banks", services.alloc, services.free, "mce banks", size)
         self.mce_banks = banks.view.cast("Q")
+
+    def _build_wbinvd_mask(self, ladder: Ladder) -> None:
+        # A bit for each physical CPU that ran the guest since its last WBINVD, and may have dirty lines of its memory.
+        services = self.vcpu.services
+        mask = ladder.acquire("wbinvd mask", services.alloc, services.free, "wbinvd mask", CPU_MASK_BYTES)
+        self.wbinvd_mask = mask.view
 
     def _make_cpu(self) -> CpuLike:
         cpu: CpuLike = self.vcpu.services.obtain("cpu", "cpu", Cpu, self.vm.machine)
