@@ -142,6 +142,14 @@ class ArchHooks(Protocol):
 
     # A vCPU that exists.
 
+    def vcpu_load(self, vcpu: Vcpu, cpu: int) -> None:
+        """See a vCPU come to a physical CPU that it was not on last (kvm_arch_vcpu_load); in vcpu_create too."""
+        return None
+
+    def vcpu_put(self, vcpu: Vcpu) -> None:
+        """See a vCPU leave its physical CPU: preempted, or put by whoever loaded it (kvm_arch_vcpu_put)."""
+        return None
+
     def vcpu_ioctl(self, vcpu: Vcpu, request: int, arg: int) -> int:
         """Serve an architecture's own ioctl on a vCPU fd, with the vCPU's mutex held; EINVAL for an unknown one."""
 

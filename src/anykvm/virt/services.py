@@ -25,6 +25,7 @@ from typing import Any, Final, Protocol, TypeVar
 from . import uaccess
 from .ladder import Ladder
 from .mapping import Mapping, map_shared
+from .preempt import PhysicalCpus
 from .timers import Timer, TimerQueue
 
 PAGE_SIZE: Final = 4096
@@ -131,6 +132,7 @@ class Services:
         self.read_struct = self._uaccess.read_struct
         self.write_struct = self._uaccess.write_struct
         self.now: Callable[[], int] = time.monotonic_ns
+        self.cpus = PhysicalCpus()
 
     # The ledger.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from anykvm.uapi import requests as rq
@@ -18,6 +19,7 @@ from anykvm.uapi.structs import KvmSignalMask
 
 from .handles import KvmFile
 from .ladder import Ladder
+from .preempt import PreemptNotifier, arrive
 from .stats import SIGNAL_EXITS, Stats, vcpu_stats
 
 if TYPE_CHECKING:
@@ -34,7 +36,9 @@ class Vcpu:
     """One vCPU, as common code and the architecture share it.
 
     ``vcpu_id`` is userspace's number, ``vcpu_idx`` the order of creation (-1 until the vCPU has one): never mix them.
-    ``arch`` is the architecture's own. ``mutex`` is held around every ioctl, KVM_RUN included.
+    ``arch`` is the architecture's own. ``mutex`` is held around every ioctl, KVM_RUN included. ``cpu`` is the physical
+    CPU it was last loaded on (-1 before), by ``thread``; ``running`` says that it is in KVM_RUN, ``loaded`` that
+    something else has it loaded now (``preempt.py``).
     """
 
     __slots__ = (
@@ -43,12 +47,15 @@ class Vcpu:
         "_words",
         "arch",
         "arch_ladder",
+        "cpu",
         "destroyed",
         "fd_errno",
         "hooks",
         "ladder",
+        "loaded",
         "memfd",
         "mutex",
+        "notifier",
         "requests",
         "run",
         "running",
@@ -56,6 +63,7 @@ class Vcpu:
         "signal_pending",
         "sigset",
         "stats",
+        "thread",
         "vcpu_id",
         "vcpu_idx",
         "vm",
@@ -76,6 +84,11 @@ class Vcpu:
         except OSError:
             self.services.free(self._charge)
             raise
+        self.cpu = -1
+        self.thread = 0
+        self.loaded = False
+        # Before the architecture creates anything: its hook may load the vCPU.
+        self.notifier: PreemptNotifier | None = PreemptNotifier(self)
         self.requests: set[int] = set()
         self.running = False
         self.signal_pending = False
@@ -183,6 +196,8 @@ class Vcpu:
         # First say that we run, then look: who sets immediate_exit and then interrupts us is seen here or there.
         self.running = True
         try:
+            if self.thread != get_ident():
+                arrive(self)
             if self._page[_IMMEDIATE_EXIT]:
                 self.hooks.vcpu_complete_io(self)
                 self.stats.values[SIGNAL_EXITS] += 1
@@ -197,7 +212,13 @@ class Vcpu:
             return self._set_signal_mask(arg)
         if request == rq.KVM_GET_STATS_FD:
             return self.stats.open()
-        return self.hooks.vcpu_ioctl(self, request, arg)
+        self.loaded = True
+        try:
+            if self.thread != get_ident():
+                arrive(self)
+            return self.hooks.vcpu_ioctl(self, request, arg)
+        finally:
+            self.loaded = False
 
     def _set_signal_mask(self, arg: int) -> int:
         """KVM_SET_SIGNAL_MASK (api.rst 4.21): checked and kept; EINVAL for a set that is not 8 bytes, EFAULT.

@@ -143,6 +143,10 @@ class X86Hooks(EngineMemory):
 
     # A vCPU that exists.
 
+    def vcpu_load(self, vcpu: Vcpu, cpu: int) -> None:
+        """Remember the physical CPU: its caches may hold what the guest wrote."""
+        vcpu.arch.wbinvd_mask[cpu >> 3] |= 1 << (cpu & 7)
+
     def vcpu_ioctl(self, vcpu: Vcpu, request: int, arg: int) -> int:
         """x86's ioctls on a vCPU fd; EINVAL."""
         serve = vcpu_ioctl.IOCTLS.get(request)

@@ -14,6 +14,7 @@ from anykvm.engine import Cpu, Event
 from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
+from anykvm.virt import preempt
 from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
@@ -71,9 +72,7 @@ class X86Vcpu:
         self.words: memoryview[int]
         self.lapic: Lapic | None = None
         self.bsp = vcpu.vcpu_id == vm.boot_cpu_id
-        in_kernel = vm.irqchip is not None
-        runnable = not in_kernel or self.bsp
-        self.mp_state = common.KVM_MP_STATE_RUNNABLE if runnable else common.KVM_MP_STATE_UNINITIALIZED
+        self.mp_state: int
         self.user_apic_base = APIC_BASE_RESET | uapi.MSR_IA32_APICBASE_ENABLE | self.bsp * uapi.MSR_IA32_APICBASE_BSP
         self.user_cr8 = 0
         self.sleep: Sleep
@@ -87,6 +86,7 @@ class X86Vcpu:
         self.mcg_ctl: int = 0
         self.mce_banks: memoryview[int]
         self.wbinvd_mask: memoryview[int]
+        """The physical CPUs the vCPU has been on, a bit each."""
         # What is on its way to the guest.
         self.chip_line = False
         self.injected_irq: int | None = None
@@ -139,6 +139,7 @@ class X86Vcpu:
             BuildStep("mce banks", self._build_mce_banks),
             BuildStep("wbinvd mask", self._build_wbinvd_mask),
             BuildStep("cpu", self._build_cpu),
+            BuildStep("reset", self._reset),
         )
 
     def _build_struct(self, ladder: Ladder) -> None:
@@ -176,6 +177,14 @@ class X86Vcpu:
         services = self.vcpu.services
         mask = ladder.acquire("wbinvd mask", services.alloc, services.free, "wbinvd mask", CPU_MASK_BYTES)
         self.wbinvd_mask = mask.view
+
+    def _reset(self, ladder: Ladder) -> None:
+        """The last step: it acquires nothing. The registers follow when the CPU is first used."""
+        preempt.load(self.vcpu)
+        in_kernel = self.vm.irqchip is not None
+        runnable = not in_kernel or self.bsp
+        self.mp_state = common.KVM_MP_STATE_RUNNABLE if runnable else common.KVM_MP_STATE_UNINITIALIZED
+        preempt.put(self.vcpu)
 
     def _make_cpu(self) -> CpuLike:
         cpu: CpuLike = self.vcpu.services.obtain("cpu", "cpu", Cpu, self.vm.machine)
