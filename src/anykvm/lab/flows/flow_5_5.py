@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from anykvm.virt.preempt import PreemptNotifier
 from anykvm.virt.vcpu import Vcpu
 from anykvm.virt.vm import Vm
 
@@ -49,6 +50,8 @@ class OldVcpu:
             pieces.check_in_create(self.vm, self.vcpu_id)
             self.vcpu = vcpu = pieces.new_vcpu(self.vm, self.vcpu_id)
             with on_error(pieces.free_vcpu, vcpu):
+                # Nobody has initialised it yet: who loads the vCPU from here is wrong.
+                vcpu.notifier = None
                 vcpu.arch = self.arch(vcpu, self.vm.arch)
                 self.built = Built(vcpu)
                 self.built.do(*self.frame)
@@ -116,6 +119,7 @@ def create_vcpu(old: OldVcpu) -> int:
         old.create()
         vcpu = old.vcpu
         services.event(STEP, "preempt notifier")
+        vcpu.notifier = PreemptNotifier(vcpu)
         with on_error(old.destroy):
             old.setup()
             debugfs = pieces.new_debugfs(vm)

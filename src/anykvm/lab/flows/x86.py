@@ -16,8 +16,8 @@ class Old(OldVcpu):
     frame = ("x86 vcpu", "wait queue")
     # kvm_arch_vcpu_init(); the run page's words stand for the mapping that init found in place.
     inner = ("run page words", "lapic", "pio page", "mce banks", "wbinvd mask")
-    # vcpu_load, reset, vcpu_put: a vCPU of ours is reset by its first use.
-    late = ("load",)
+    # vcpu_load, reset, vcpu_put: what setup was for, as the preempt notifier is only there by then.
+    late = ("reset",)
 
     def uninit(self) -> None:
         """kvm_arch_vcpu_uninit()."""
