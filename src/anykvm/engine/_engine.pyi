@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from collections.abc import Mapping, Sequence
 
+def host_ticks() -> int: ...
+def host_tick_khz() -> int: ...
+def host_has_tsc() -> bool: ...
 def watch(address: int, /) -> None: ...
 
 class Sleeper:
@@ -47,6 +50,8 @@ class X86Base(Cpu):
     tsc_khz: int
     tsc_offset: int
     want_window: bool
+    park_msrs: bool
+    idle_hints: bool
     nmi_pending: bool
     injected: int
     def raise_exception(self, vector: int, error_code: int = ..., /) -> None: ...

@@ -55,6 +55,6 @@ class Event(IntEnum):
     SIGNAL = 20
     """On Python's main thread: a signal came, and its handler has run."""
     HYPERCALL = 21
-    """VMCALL or VMMCALL; the instruction pointer is after it."""
+    """VMCALL or VMMCALL; ``a`` is its third byte; the instruction pointer is after it."""
     HLT = 8
     """x86's name for :attr:`WFI`."""

@@ -233,11 +233,11 @@ def test_flags_of_the_second_version(one: Rig, flags: int) -> None:
 
 
 def test_registers_are_written_when_no_instruction_is_half_done(one: Rig) -> None:
-    one.run((Event.PIO_READ, 0x60, 1))
+    one.run((Event.MMIO_READ, 0xFEB00000, 4))
     one.set(X.KVM_SET_REGS, X.KvmRegs(rip=0x1000, rbx=5))
     assert one.cpu().answers == [0]
     assert one.get(X.KVM_GET_REGS, X.KvmRegs).rip == 0x1000
-    one.bytes()[4096] = 0x12
+    one.bytes()[40] = 0x12
     one.set(X.KVM_SET_SREGS, one.get(X.KVM_GET_SREGS, X.KvmSregs))
     assert one.cpu().answers[-1] == 0x12
     assert (one.cpu().rip, one.cpu().gpr[3]) == (0x1000, 5)

@@ -58,6 +58,13 @@ def test_out_owes_the_guest_nothing(one: Rig) -> None:
     assert one.cpu().answers[-1] == 0
 
 
+def test_whoever_moves_rip_does_without_the_ports_answer(one: Rig) -> None:
+    one.run((Event.PIO_READ, 0x60, 1))
+    one.set(X.KVM_SET_REGS, X.KvmRegs(rip=0x1000, rbx=5))
+    assert one.cpu().log == ["abandon"]
+    assert (one.cpu().rip, one.cpu().gpr[3]) == (0x1000, 5)
+
+
 def test_an_ioeventfd_takes_a_port(one: Rig) -> None:
     event = os.eventfd(0, os.EFD_NONBLOCK)
     request = C.KvmIoeventfd(addr=0x510, len=2, fd=event, flags=C.KVM_IOEVENTFD_FLAG_PIO)

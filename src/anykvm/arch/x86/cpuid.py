@@ -143,6 +143,21 @@ def find(leaves: tuple[CpuidLeaf, ...], function: int, index: int = 0) -> CpuidL
     return None
 
 
+def with_mwait(leaves: tuple[CpuidLeaf, ...], on: bool) -> tuple[CpuidLeaf, ...]:
+    """The same with or without MONITOR and MWAIT."""
+    bit = uapi.CPUID_1_ECX_MWAIT
+    return tuple((*leaf[:5], leaf[5] & ~bit | (bit if on else 0), leaf[6]) if leaf[0] == 1 else leaf for leaf in leaves)
+
+
+def is_amd(leaves: tuple[CpuidLeaf, ...]) -> bool:
+    """Whether the vendor is AMD or Hygon, whose hypercall is VMMCALL."""
+    leaf = find(leaves, 0)
+    if leaf is None:
+        return False
+    vendor = b"".join(word.to_bytes(4, "little") for word in (leaf[4], leaf[6], leaf[5]))
+    return vendor in (b"AuthenticAMD", b"HygonGenuine")
+
+
 def find_kvm_features(leaves: tuple[CpuidLeaf, ...]) -> int:
     """Find KVM_CPUID_FEATURES' eax, where KVM's signature is (a multiple of 0x100 from 0x40000000 on); 0 without."""
     signature = tuple(int.from_bytes(uapi.KVM_SIGNATURE[start : start + 4], "little") for start in (0, 4, 8))

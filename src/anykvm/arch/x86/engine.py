@@ -40,6 +40,10 @@ class CpuLike(Protocol):
     shadow: bool
     nmi_masked: bool
     want_window: bool
+    park_msrs: bool
+    """The MSRs the engine keeps come as events too."""
+    idle_hints: bool
+    """MONITOR and MWAIT do nothing; else they are undefined."""
     tsc: int
     tsc_khz: int
     tsc_offset: int

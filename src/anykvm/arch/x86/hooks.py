@@ -160,7 +160,7 @@ class X86Hooks(EngineMemory):
 
     def vcpu_complete_io(self, vcpu: Vcpu) -> None:
         """Finish the instruction userspace was asked about."""
-        vcpu.arch.complete_io()
+        run.vcpu_complete_io(vcpu)
 
     def vcpu_kick(self, vcpu: Vcpu) -> None:
         """Make the vCPU look up."""

@@ -15,7 +15,7 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun, RunHypercall
 
-from . import engine, pv, timer, tpr
+from . import cpuid, engine, pv, timer, tpr, translate
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -35,12 +35,41 @@ _ICR_DESTINATION: Final = 0x800 | 0xC0000
 _PAIRING: Final = struct.Struct("<qqQI36x")
 
 
-def call(vcpu: X86Vcpu) -> bool:
+_VMCALL: Final = b"\x0f\x01\xc1"
+_VMMCALL: Final = b"\x0f\x01\xd9"
+
+
+def _fix(vcpu: X86Vcpu, byte: int) -> bool:
+    """See to a call by the other vendor's instruction: it is replaced, or with that quirk disabled undefined.
+
+    ``byte`` is the instruction's third. What the guest's own vendor is, its CPUID says. False if it is undefined.
+    """
+    native = _VMMCALL if cpuid.is_amd(vcpu.cpuid) else _VMCALL
+    if byte == native[2]:
+        return True
+    cpu = vcpu.cpu
+    if vcpu.vm.disabled_quirks & uapi.KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
+        cpu.rip -= LENGTH
+        cpu.raise_exception(uapi.UD_VECTOR)
+        return False
+    linear = cpu.get_segment(engine.CS)[1] + cpu.rip - LENGTH & _U64
+    for offset in range(LENGTH):
+        # A byte at a time: the instruction may lie across two pages.
+        address = translate.walk(vcpu, linear + offset)
+        if address != translate.UNMAPPED:
+            vcpu.vm.write_guest(address, native[offset : offset + 1])
+    return True
+
+
+def call(vcpu: X86Vcpu, byte: int) -> bool:
     """Serve a hypercall: number in RAX, arguments in RBX, RCX, RDX, RSI; the result goes to RAX.
 
-    Outside 64-bit mode the registers are 32 bits wide. A call from user mode is KVM_EPERM. False if userspace has to
-    serve it (KVM_EXIT_HYPERCALL).
+    Outside 64-bit mode the registers are 32 bits wide. A call from user mode is KVM_EPERM. ``byte`` is the
+    instruction's third, which says if it is VMCALL or VMMCALL. False if userspace has to serve it
+    (KVM_EXIT_HYPERCALL).
     """
+    if vcpu.cpuid and not _fix(vcpu, byte):
+        return True
     cpu = vcpu.cpu
     gpr = cpu.gpr
     long_mode = bool(cpu.get_segment(engine.CS)[3] & _CS_L) and bool(cpu.efer & uapi.EFER_LMA)

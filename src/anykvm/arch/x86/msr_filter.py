@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """KVM_X86_SET_MSR_FILTER (api.rst 4.97): which MSRs the guest's RDMSR and WRMSR may reach.
 
-The registers that the engine's CPU keeps to itself (``Cpu.NATIVE_MSRS``: system calls, segment bases, EFER, PAT) do not
-come out of it, so no filter sees them.
+The registers that the engine's CPU keeps to itself (``Cpu.NATIVE_MSRS``: system calls, segment bases, EFER, PAT) come
+out of it only while there is a filter.
 """
 
 from __future__ import annotations
@@ -67,4 +67,6 @@ def read(services: Services, arg: int) -> MsrFilter:
         ranges.append(Range(entry.flags, entry.base, entry.nmsrs, services.copy_from_user(entry.bitmap, size)))
     if not allow and not ranges:
         raise OSError(errno.EINVAL, "an MSR filter that denies by default needs a range")
+    if allow and not ranges:
+        return ALLOW_ALL
     return MsrFilter(allow, tuple(ranges))

@@ -51,7 +51,7 @@ FEATURE_OF_MSR: Final = {
 _ASYNC_PF_RESERVED: Final = 0x30
 _ASYNC_PF_INT_RESERVED: Final = ~0xFF
 _STEAL_RESERVED: Final = 0x3E
-_STEAL_INTERVAL_NS: Final = 1_000_000
+_STEAL_INTERVAL_NS: Final = 100_000
 _STEAL_VERSION: Final = uapi.KvmStealTime.version.offset
 
 
@@ -112,7 +112,7 @@ def set_steal_time(vcpu: X86Vcpu, value: int, host: bool) -> None:
 
 
 def record_steal_time(vcpu: X86Vcpu) -> None:
-    """Add what this thread waited for a CPU since last time, at most once a millisecond.
+    """Add what this thread waited for a CPU since last time, at most every 0.1 ms.
 
     Memory that is not there is ignored, as by the kernel. The version is odd while the rest is being written.
     """

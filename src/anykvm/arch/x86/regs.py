@@ -39,11 +39,17 @@ def merge(cpu: CpuLike, before: bytes, wanted: bytes) -> None:
     set_(cpu, b"".join(source[at : at + 8] for source, at in zip(chosen, words, strict=True)))
 
 
-def set_(cpu: CpuLike, data: bytes) -> None:
-    """Write all of them; the CPU is coherent. Bit 1 of RFLAGS is always set."""
+def set_general(cpu: CpuLike, data: bytes) -> None:
+    """Write the general registers, which a parked port access takes from there when it goes on."""
     words = memoryview(data).cast("Q")
     gpr = cpu.gpr
     for word, index in enumerate(ORDER):
         gpr[index] = words[word]
+
+
+def set_(cpu: CpuLike, data: bytes) -> None:
+    """Write all of them; the CPU is coherent. Bit 1 of RFLAGS is always set."""
+    words = memoryview(data).cast("Q")
+    set_general(cpu, data)
     cpu.rip = words[16]
     cpu.rflags = words[17] | uapi.X86_EFLAGS_FIXED

@@ -18,7 +18,7 @@ from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
 from anykvm.virt import stats
 
-from . import debug, hypercall, inject, msrs, pv, sync_regs, timer, tpr
+from . import debug, hypercall, inject, msrs, pv, quirks, sync_regs, timer, tpr
 from .engine import SPURIOUS
 from .vcpu import EXIT_DATA, MID_INSTRUCTION, PIO_PAGE
 
@@ -102,6 +102,16 @@ def vcpu_run(vcpu: Vcpu) -> int:
         if not arch.reported:
             _report(arch, cpu)
         arch.reported = False
+
+
+def vcpu_complete_io(vcpu: Vcpu) -> None:
+    """KVM_RUN with immediate_exit: the registers in the run page count, and are left there, as ever; EINVAL."""
+    arch: X86Vcpu = vcpu.arch
+    cpu = arch.load()
+    if arch.words[_DIRTY_REGS] or arch.words[_VALID_REGS]:
+        sync_regs.load(arch)
+    arch.complete_io()
+    _report(arch, cpu)
 
 
 def _user_cr8(arch: X86Vcpu, cr8: int) -> None:
@@ -216,7 +226,7 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
             return 0
         elif kind == _HYPERCALL:
             values[_HYPERCALLS] += 1
-            if not hypercall.call(arch):
+            if not hypercall.call(arch, a):
                 return 0
         elif kind == _SHUTDOWN:
             vcpu.set_exit_reason(common.KVM_EXIT_SHUTDOWN)
@@ -271,6 +281,8 @@ def attend(arch: X86Vcpu) -> bool:
                 arch.mp_state = _RUNNABLE
         if arch.exception is not None or arch.nmi_pending:
             inject.deliver_pending(arch)
+        if arch.filter_stale:
+            quirks.tell_engine(arch)
         if arch.clock_stale:
             timer.update_page(arch)
         if arch.steal_msr & uapi.KVM_MSR_ENABLED:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import engine
+from . import cpuid, engine
 
 if TYPE_CHECKING:
     from .engine import CpuLike, Segment
@@ -28,7 +28,7 @@ SEGMENTS: Final = (
     ("tr", engine.TR),
 )
 
-CR4_KNOWN: Final = (
+CR4_ALWAYS: Final = (
     uapi.X86_CR4_VME
     | uapi.X86_CR4_PVI
     | uapi.X86_CR4_TSD
@@ -40,13 +40,28 @@ CR4_KNOWN: Final = (
     | uapi.X86_CR4_PCE
     | uapi.X86_CR4_OSFXSR
     | uapi.X86_CR4_OSXMMEXCPT
-    | uapi.X86_CR4_UMIP
-    | uapi.X86_CR4_FSGSBASE
-    | uapi.X86_CR4_OSXSAVE
-    | uapi.X86_CR4_SMEP
-    | uapi.X86_CR4_SMAP
-    | uapi.X86_CR4_PKE
 )
+CR4_FEATURES: Final = (
+    # CR4's bit; leaf, word (as in CpuidLeaf) and bit of CPUID.
+    (uapi.X86_CR4_OSXSAVE, 1, 5, uapi.CPUID_1_ECX_XSAVE),
+    (uapi.X86_CR4_UMIP, 7, 5, uapi.CPUID_7_ECX_UMIP),
+    (uapi.X86_CR4_PKE, 7, 5, uapi.CPUID_7_ECX_PKU),
+    (uapi.X86_CR4_FSGSBASE, 7, 4, uapi.CPUID_7_EBX_FSGSBASE),
+    (uapi.X86_CR4_SMEP, 7, 4, uapi.CPUID_7_EBX_SMEP),
+    (uapi.X86_CR4_SMAP, 7, 4, uapi.CPUID_7_EBX_SMAP),
+)
+
+
+def cr4_bits(leaves: tuple[engine.CpuidLeaf, ...]) -> int:
+    """The bits of CR4 that a CPUID has."""
+    bits = CR4_ALWAYS
+    for bit, function, word, feature in CR4_FEATURES:
+        leaf = cpuid.find(leaves, function)
+        if leaf is not None and leaf[word] & feature:
+            bits |= bit
+    return bits
+
+
 EFER_KNOWN: Final = uapi.EFER_SCE | uapi.EFER_LME | uapi.EFER_LMA | uapi.EFER_NX
 CR0_HIGH: Final = 0xFFFFFFFF00000000
 DESCRIPTOR_P: Final = 1 << 7
@@ -136,8 +151,11 @@ def _check(vcpu: X86Vcpu, sregs: uapi.KvmSregs | uapi.KvmSregs2) -> None:
             raise _invalid(f"CR3 {sregs.cr3:#x} is beyond {vcpu.maxphyaddr} address bits")
     elif sregs.efer & uapi.EFER_LMA or sregs.cs.l:
         raise _invalid("EFER.LMA and CS.L are for long mode with paging")
-    if sregs.cr4 & ~CR4_KNOWN:
-        raise _invalid(f"CR4 bits {sregs.cr4 & ~CR4_KNOWN:#x} are not offered here")
+    known = cr4_bits(cpuid.supported())
+    if vcpu.cpuid:
+        known &= cr4_bits(vcpu.cpuid)
+    if sregs.cr4 & ~known:
+        raise _invalid(f"CR4 bits {sregs.cr4 & ~known:#x} are not in this vCPU's CPUID")
     if sregs.cr0 & CR0_HIGH or (sregs.cr0 & uapi.X86_CR0_NW and not sregs.cr0 & uapi.X86_CR0_CD):
         raise _invalid(f"CR0 cannot be {sregs.cr0:#x}")
     if paging and not sregs.cr0 & uapi.X86_CR0_PE:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import lapic_x2apic, mtrr, pv, timer
+from . import lapic_x2apic, mtrr, pv, quirks, timer
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -166,6 +166,14 @@ def _set_tsc_adjust(vcpu: X86Vcpu, value: int, host: bool) -> None:
     vcpu.msrs[uapi.MSR_IA32_TSC_ADJUST] = value
 
 
+def _misc_enable(vcpu: X86Vcpu) -> int:
+    return vcpu.msrs.get(uapi.MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING)
+
+
+def _set_misc_enable(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    quirks.set_misc_enable(vcpu, value, _misc_enable(vcpu) ^ value)
+
+
 def _arch_capabilities(vcpu: X86Vcpu) -> int:
     return vcpu.msrs.get(uapi.MSR_IA32_ARCH_CAPABILITIES, ARCH_CAPABILITIES)
 
@@ -226,7 +234,7 @@ TABLE: Final[dict[int, tuple[Getter, Setter]]] = {
     uapi.MSR_IA32_TSC_ADJUST: (lambda vcpu: vcpu.msrs.get(uapi.MSR_IA32_TSC_ADJUST, 0), _set_tsc_adjust),
     **dict(
         (
-            _kept(uapi.MSR_IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+            (uapi.MSR_IA32_MISC_ENABLE, (_misc_enable, _set_misc_enable)),
             _kept(uapi.MSR_IA32_MCG_STATUS, 0, MCG_STATUS_MASK),
             _kept(uapi.MSR_IA32_DEBUGCTLMSR, 0, 0x3),
             _kept(uapi.MSR_MISC_FEATURES_ENABLES, 0, 0),

@@ -14,6 +14,7 @@ import time
 from ctypes import sizeof
 from typing import TYPE_CHECKING, Final
 
+from anykvm.engine import host_has_tsc, host_tick_khz, host_ticks
 from anykvm.uapi import x86 as uapi
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ def write_tsc(vcpu: X86Vcpu, value: int, host: bool) -> None:
     """Set it. A write that is within a second of the VM's own TSC, or userspace's zero, means that one exactly."""
     cpu = vcpu.cpu
     vm = vcpu.vm
+    if not host:
+        # The guest's own move shows in IA32_TSC_ADJUST; userspace's does not.
+        moved = vcpu.msrs.get(uapi.MSR_IA32_TSC_ADJUST, 0) + value - cpu.tsc
+        vcpu.msrs[uapi.MSR_IA32_TSC_ADJUST] = moved & U64
     if host and vm.tsc_offset is not None:
         old = cpu.tsc_offset
         cpu.tsc_offset = vm.tsc_offset
@@ -199,7 +204,11 @@ def write_wall_clock(vcpu: X86Vcpu, value: int, host: bool) -> None:
 def get_clock(vm: X86Vm) -> uapi.KvmClockData:
     """KVM_GET_CLOCK; all vCPUs have one TSC, so it is stable. The time of day goes with it."""
     flags = uapi.KVM_CLOCK_TSC_STABLE | uapi.KVM_CLOCK_REALTIME
-    return uapi.KvmClockData(clock=vm.clock.now(), flags=flags, realtime=time.time_ns())
+    data = uapi.KvmClockData(clock=vm.clock.now(), flags=flags, realtime=time.time_ns())
+    if host_has_tsc():
+        data.flags |= uapi.KVM_CLOCK_HOST_TSC
+        data.host_tsc = host_ticks()
+    return data
 
 
 def set_clock(vm: X86Vm, data: uapi.KvmClockData) -> None:
@@ -214,8 +223,11 @@ def set_clock(vm: X86Vm, data: uapi.KvmClockData) -> None:
     vm.clock.set(value)
 
 
-TSC_KHZ: Final = 1_000_000
-"""The engine's own rate: a tick is a nanosecond."""
+def own_khz() -> int:
+    """The engine's own rate in kHz: the host's TSC's, or 1 GHz where that is no clock."""
+    return host_tick_khz()
+
+
 _KHZ_MAX: Final = 1_000_000_000
 
 
@@ -224,7 +236,7 @@ def check_khz(arg: int) -> int:
     khz = arg & 0xFFFFFFFF
     if khz > _KHZ_MAX:
         raise OSError(errno.EINVAL, f"the TSC's rate is at most {_KHZ_MAX} kHz")
-    return khz or TSC_KHZ
+    return khz or own_khz()
 
 
 def set_khz(vcpu: X86Vcpu, arg: int) -> None:

@@ -56,6 +56,11 @@ MID_INSTRUCTION: Final = frozenset(
 """Events in the middle of an instruction: it goes on with the next ``run``."""
 
 
+PORT_ACCESS: Final = frozenset({int(Event.PIO_READ), int(Event.PIO_WRITE)})
+RIP: Final = 128
+"""Where RIP is in ``struct kvm_regs``."""
+
+
 class X86Vcpu:
     """``vcpu.arch``; also what its local APIC knows of it (:class:`.lapic.VcpuSide`).
 
@@ -103,6 +108,8 @@ class X86Vcpu:
         """With an exception that is pending: what goes to CR2 or DR6 when it is delivered."""
         self.tpr_access: tuple[int, bool] | None = None
         self.vapic_addr = 0
+        self.filter_stale = True
+        """Whether the engine is to be told anew which instructions come to us: the MSR filter or the quirks changed."""
         self.pv_enforced = False
         """KVM_CAP_ENFORCE_PV_FEATURE_CPUID."""
         self.pv_features = 0
@@ -206,9 +213,11 @@ class X86Vcpu:
             if self.tsc_khz:
                 cpu.tsc_khz = self.tsc_khz
             timer.start_tsc(self)
-            self._tell_cpuid()
+            self.tell_cpuid()
             inject.reset_registers(self, cpu)
             self.live = True
+            self.filter_stale = True
+            self.attention = True
             self.drive_line()
         return self.cpu
 
@@ -254,7 +263,19 @@ class X86Vcpu:
     def set_regs(self, data: bytes) -> None:
         """Write ``struct kvm_regs``; while an instruction is half done, when it is finished."""
         cpu = self.load()
-        if self.half_done:
+        if self.hypercall_mask:
+            regs.set_(cpu, data)
+        elif self.half_done and cpu.parked in PORT_ACCESS:
+            if int.from_bytes(data[RIP : RIP + 8], "little") != cpu.rip:
+                # As in the kernel: whoever moves on does without the answer.
+                self.drop_instruction()
+                regs.set_(cpu, data)
+                return
+            # The instruction goes on with these; a string instruction counts on from them.
+            before = regs.get(cpu)
+            regs.set_general(cpu, data)
+            self.wanted_regs = (data[:RIP] + before[RIP:], data)
+        elif self.half_done:
             self.wanted_regs = (self.wanted_regs[0] if self.wanted_regs is not None else regs.get(cpu), data)
         else:
             regs.set_(cpu, data)
@@ -304,9 +325,10 @@ class X86Vcpu:
         sizes = self.cpuid_leaf(0x80000008)
         self.maxphyaddr = sizes[3] & 0xFF if sizes is not None and sizes[3] & 0xFF else DEFAULT_MAXPHYADDR
         if self.live:
-            self._tell_cpuid()
+            self.tell_cpuid()
 
-    def _tell_cpuid(self) -> None:
+    def tell_cpuid(self) -> None:
+        """Tell the engine what CPUID answers."""
         # Without one, everything reads as zero.
         self.cpu.set_cpuid(list(self.cpuid) or [(0, 0, 0, 0, 0, 0, 0)])
 

@@ -220,7 +220,7 @@ def set_tsc_khz(vcpu: X86Vcpu, arg: int) -> int:
 
 def get_tsc_khz(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_GET_TSC_KHZ: the rate in kHz."""
-    return vcpu.tsc_khz or timer.TSC_KHZ
+    return vcpu.tsc_khz or timer.own_khz()
 
 
 def kvmclock_ctrl(vcpu: X86Vcpu, arg: int) -> int:

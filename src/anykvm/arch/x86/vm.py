@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 KVM_X86_DEFAULT_VM: Final = 0
 KVM_MAX_VCPUS: Final = 1024
 KVM_MAX_VCPU_IDS: Final = 4096
-QUIRKS: Final = uapi.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+QUIRKS: Final = (
+    uapi.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+    | uapi.KVM_X86_QUIRK_OUT_7E_INC_RIP
+    | uapi.KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+    | uapi.KVM_X86_QUIRK_FIX_HYPERCALL_INSN
+    | uapi.KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
+)
 """The quirks there are, all of which can be disabled (KVM_CAP_DISABLE_QUIRKS2)."""
 
 
@@ -107,14 +113,23 @@ class X86Vm:
             raise OSError(errno.ENXIO, "the VM has no in-kernel irqchip")
         return self.irqchip
 
+    def set_msr_filter(self, new: MsrFilter) -> None:
+        """KVM_X86_SET_MSR_FILTER; vCPUs that run are kicked to see it."""
+        self.msr_filter = new
+        for vcpu in self.vcpus:
+            vcpu.filter_stale = True
+            vcpu.kick()
+
     def disable_quirks(self, quirks: int) -> None:
-        """KVM_CAP_DISABLE_QUIRKS(2)."""
-        self.disabled_quirks |= quirks
+        """KVM_CAP_DISABLE_QUIRKS(2): these and no others, whatever was disabled before."""
+        self.disabled_quirks = quirks
         for vcpu in self.vcpus:
             self.apply_quirks(vcpu)
 
     def apply_quirks(self, vcpu: X86Vcpu) -> None:
-        """Tell a vCPU's local APIC which quirks it has."""
+        """Tell a vCPU and its local APIC which quirks they have."""
+        vcpu.filter_stale = True
+        vcpu.kick()
         if vcpu.lapic is not None:
             vcpu.lapic.mmio_hole = not self.disabled_quirks & uapi.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
 

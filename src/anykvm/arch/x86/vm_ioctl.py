@@ -176,12 +176,12 @@ def set_tsc_khz(vm: Vm, arg: int) -> int:
 
 def get_tsc_khz(vm: Vm, arg: int) -> int:
     """KVM_GET_TSC_KHZ on a VM: the rate in kHz."""
-    return vm.arch.default_tsc_khz or timer.TSC_KHZ
+    return vm.arch.default_tsc_khz or timer.own_khz()
 
 
 def set_msr_filter(vm: Vm, arg: int) -> int:
     """KVM_X86_SET_MSR_FILTER; EINVAL, EFAULT."""
-    vm.arch.msr_filter = msr_filter.read(vm.services, arg)
+    vm.arch.set_msr_filter(msr_filter.read(vm.services, arg))
     return 0
 
 

@@ -190,6 +190,10 @@ struct cpu {
         int inject;             /* vector to deliver, or -1 */
         atomic_int nmi;
         bool want_window;
+        bool park_msrs;         /* also for those that are native */
+        bool own_ud;            /* the exception to deliver is an undefined instruction: not to be looked into */
+        bool direct;            /* an MSR is read or written from outside */
+        bool idle_hints;        /* MONITOR and MWAIT do nothing; else they are undefined */
         int raise, raise_error; /* exception to deliver, or -1; error code, or -1 */
         uint32_t (*cpuid)[7];   /* function, index, flags, eax, ebx, ecx, edx */
         int ncpuid;
@@ -271,5 +275,11 @@ void cpu_drain(struct cpu *c);
 /* module.c */
 extern unsigned long main_thread;
 uint64_t monotonic_ns(void);
+
+/* host_tsc.c */
+void host_tsc_init(void);
+uint64_t host_ticks(void);
+uint64_t host_tick_khz(void);
+bool host_has_tsc(void);
 
 #endif

@@ -48,9 +48,30 @@ static const char *verify(const struct target *t)
     return wrong;
 }
 
+static PyObject *get_host_ticks(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(host_ticks());
+}
+
+static PyObject *get_host_khz(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyLong_FromUnsignedLongLong(host_tick_khz());
+}
+
+static PyObject *get_host_has_tsc(PyObject *module, PyObject *unused)
+{
+    (void)module, (void)unused;
+    return PyBool_FromLong(host_has_tsc());
+}
+
 static PyMethodDef functions[] = {
     {"watch", signals_set_watch, METH_O,
      "watch(address)\n\nLet the struct watch at this address say when a signal came; 0: Python's own handlers."},
+    {"host_ticks", get_host_ticks, METH_NOARGS, "The counter that guests' time-stamp counters are made of, now."},
+    {"host_tick_khz", get_host_khz, METH_NOARGS, "Its rate in kHz."},
+    {"host_has_tsc", get_host_has_tsc, METH_NOARGS, "Whether it is the host's own time-stamp counter."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -72,6 +93,7 @@ PyMODINIT_FUNC PyInit__engine(void)
                      wrong, UNICORN_MAJOR, UNICORN_MINOR, UNICORN_PATCH);
         return NULL;
     }
+    host_tsc_init();
     if (find_main_thread())
         return NULL;
     if (signals_init())

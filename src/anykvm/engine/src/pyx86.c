@@ -2,6 +2,8 @@
 /* What only an x86 cpu has, from Python: events to deliver, CPUID, the time-stamp counter, mode changes. */
 #include "x86.h"
 
+#include <stddef.h>
+
 void cpu_x86_update_cr0_x86_64(void *env, uint32_t v);
 void cpu_x86_update_cr3_x86_64(void *env, uint64_t v);
 void cpu_x86_update_cr4_x86_64(void *env, uint32_t v);
@@ -24,6 +26,7 @@ static PyObject *raise_exception(struct cpu *c, PyObject *args)
     }
     c->x86.raise = vector;
     c->x86.raise_error = code;
+    c->x86.own_ud = vector == VECTOR_UD;
     /* A parked instruction faults; else the exception is delivered before the next instruction. */
     if ((c->parked >= EV_MMIO_READ && c->parked <= EV_SYSREG_WRITE) ||
         (c->parked >= EV_PIO_READ && c->parked <= EV_CR8_WRITE))
@@ -178,7 +181,7 @@ static int set_tsc(struct cpu *c, PyObject *value, void *unused)
 static PyObject *get_tsc_khz(struct cpu *c, void *unused)
 {
     (void)unused;
-    return PyLong_FromUnsignedLongLong(c->x86.tsc_khz ? c->x86.tsc_khz : 1000000);
+    return PyLong_FromUnsignedLongLong(c->x86.tsc_khz ? c->x86.tsc_khz : host_tick_khz());
 }
 
 static int set_tsc_khz(struct cpu *c, PyObject *value, void *unused)
@@ -213,21 +216,23 @@ static int set_tsc_offset(struct cpu *c, PyObject *value, void *unused)
     return 0;
 }
 
-static PyObject *get_window(struct cpu *c, void *unused)
+/* Flags by their offset in struct cpu. */
+static PyObject *get_flag(struct cpu *c, void *offset)
 {
-    (void)unused;
-    return PyBool_FromLong(c->x86.want_window);
+    return PyBool_FromLong(*(bool *)((char *)c + (uintptr_t)offset));
 }
 
-static int set_window(struct cpu *c, PyObject *value, void *unused)
+static int set_flag(struct cpu *c, PyObject *value, void *offset)
 {
-    (void)unused;
     int on = value ? PyObject_IsTrue(value) : -1;
+
     if (on < 0)
         return -1;
-    c->x86.want_window = on;
+    *(bool *)((char *)c + (uintptr_t)offset) = on;
     return 0;
 }
+
+#define FLAG(name) (void *)offsetof(struct cpu, x86.name)
 
 static PyObject *get_nmi(struct cpu *c, void *unused)
 {
@@ -259,7 +264,12 @@ static PyGetSetDef getset[] = {
     {"tsc", (getter)get_tsc, (setter)set_tsc, "The time-stamp counter now.", NULL},
     {"tsc_khz", (getter)get_tsc_khz, (setter)set_tsc_khz, "Its rate in kHz.", NULL},
     {"tsc_offset", (getter)get_tsc_offset, (setter)set_tsc_offset, "What it is ahead of the host's scaled clock.", NULL},
-    {"want_window", (getter)get_window, (setter)set_window, "Come out when the guest can take an interrupt.", NULL},
+    {"want_window", (getter)get_flag, (setter)set_flag, "Come out when the guest can take an interrupt.",
+     FLAG(want_window)},
+    {"park_msrs", (getter)get_flag, (setter)set_flag, "Let RDMSR and WRMSR of NATIVE_MSRS come as events too.",
+     FLAG(park_msrs)},
+    {"idle_hints", (getter)get_flag, (setter)set_flag, "MONITOR and MWAIT do nothing, instead of being undefined.",
+     FLAG(idle_hints)},
     {"nmi_pending", (getter)get_nmi, NULL, "An NMI waits.", NULL},
     {"injected", (getter)get_pending, NULL, "The vector that waits to be delivered, or -1.", NULL},
     {NULL, NULL, NULL, NULL, NULL},

@@ -13,7 +13,10 @@ uint64_t qemu_ram_addr_from_host_x86_64(void *uc, void *ptr);
 
 #define EFLAGS_IF 0x200u
 #define NO_VECTOR 256
-#define VECTOR_UD 6
+#define VMCALL 0xc1
+#define MONITOR 0xc8
+#define MWAIT 0xc9
+#define VMMCALL 0xd9
 
 static bool open_to_interrupts(struct cpu *c)
 {
@@ -66,17 +69,33 @@ static bool has_work(void *cs)
     return false;
 }
 
-/* VMCALL and VMMCALL are undefined to Unicorn. */
-static bool hypercall(struct cpu *c)
+/* The third byte of 0F 01 xx at the instruction pointer, 0 if it is another instruction. */
+static unsigned char group_7(struct cpu *c)
 {
     uint64_t va = ((struct x86_segment *)(c->env + X86_SEGS))[1].base + FIELD(c->env, X86_EIP, uint64_t);
     uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t);
     unsigned char *at;
 
     if ((va & (GUEST_PAGE - 1)) > GUEST_PAGE - 3)
-        return false;
+        return 0;
     at = tlb_vaddr_to_host_x86_64(c->env, va, ACCESS_FETCH, (hflags & X86_HF_CPL) == 3 ? 1 : 2);
-    return at && at[0] == 0x0f && at[1] == 0x01 && (at[2] == 0xc1 || at[2] == 0xd9);
+    return at && at[0] == 0x0f && at[1] == 0x01 ? at[2] : 0;
+}
+
+/* VMCALL and VMMCALL are undefined to Unicorn, MONITOR and MWAIT to its CPU: true if they have been done. */
+static bool undefined_to_unicorn(struct cpu *c)
+{
+    unsigned char which = group_7(c);
+    bool hint = which == MONITOR || which == MWAIT;
+
+    if (hint ? !c->x86.idle_hints || (FIELD(c->env, X86_HFLAGS, uint32_t) & X86_HF_CPL)
+             : which != VMCALL && which != VMMCALL)
+        return false;
+    FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
+    FIELD(c->env, X86_EIP, uint64_t) += 3;
+    if (!hint)
+        cpu_park(c, EV_HYPERCALL, which, 0, 0);
+    return true;
 }
 
 static void on_exception(void *uc, uint32_t number, void *unused)
@@ -86,12 +105,9 @@ static void on_exception(void *uc, uint32_t number, void *unused)
     (void)unused;
     FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
     c->fill.active = false;
-    if (number == VECTOR_UD && hypercall(c)) {
-        FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
-        FIELD(c->env, X86_EIP, uint64_t) += 3;
-        cpu_park(c, EV_HYPERCALL, 0, 0, 0);
+    if (number == VECTOR_UD && !c->x86.own_ud && undefined_to_unicorn(c))
         return;
-    }
+    c->x86.own_ud = false;
     x86_cpu_do_interrupt_x86_64(c->cs);
 }
 
@@ -165,16 +181,17 @@ static void restore(struct cpu *c, uintptr_t ra)
 static bool sysreg(struct cpu *c, uint32_t enc, uint64_t *value, bool write)
 {
     uc_x86_msr msr = {.rid = enc, .value = *value};
+    bool done;
 
     if (!x86_native_msr(enc) || (write && !x86_msr_value_ok(enc, *value)))
         return false;
 
-    if (write)
-        return uc_reg_write(c->uc, UC_X86_REG_MSR, &msr) == UC_ERR_OK;
-    if (uc_reg_read(c->uc, UC_X86_REG_MSR, &msr) != UC_ERR_OK)
-        return false;
-    *value = msr.value;
-    return true;
+    c->x86.direct = true;
+    done = (write ? uc_reg_write(c->uc, UC_X86_REG_MSR, &msr) : uc_reg_read(c->uc, UC_X86_REG_MSR, &msr)) == UC_ERR_OK;
+    c->x86.direct = false;
+    if (done && !write)
+        *value = msr.value;
+    return done;
 }
 
 /* Check the layout table against what the public API shows; the name of what is wrong, or NULL. */

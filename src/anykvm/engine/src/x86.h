@@ -19,6 +19,8 @@ enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 void x86_apply(struct cpu *c, const struct op *op);
 void x86_forget_code(struct cpu *c, struct region *r);
 void x86_protect_code(struct cpu *c, uint64_t ram);
+#define VECTOR_UD 6
+
 bool x86_native_msr(uint32_t index);
 bool x86_msr_value_ok(uint32_t index, uint64_t v);
 uint64_t x86_tsc(struct cpu *c);

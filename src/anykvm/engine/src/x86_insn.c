@@ -17,7 +17,6 @@
 #define EFLAGS_IOPL_SHIFT 12
 #define EFLAGS_RF 0x10000u
 #define EFLAGS_VM 0x20000u
-#define VECTOR_UD 6
 #define VECTOR_GP 13
 #define EFER_SCE 1u
 #define FLAT_CODE 0x00809b00u /* present, code, read, accessed, 4 KB units */
@@ -116,6 +115,12 @@ bool x86_msr_value_ok(uint32_t index, uint64_t v)
     return !(address && !canonical(v)) && !(index == MSR_EFER && (v & ~0xd01ul));
 }
 
+/* Unicorn's register interface comes through the same helpers, before there is a struct cpu too. */
+static bool native_here(struct cpu *c, uint32_t index)
+{
+    return x86_native_msr(index) && !(c && c->x86.park_msrs && !c->x86.direct);
+}
+
 void __real_helper_rdmsr_x86_64(void *env);
 void __wrap_helper_rdmsr_x86_64(void *env)
 {
@@ -123,7 +128,7 @@ void __wrap_helper_rdmsr_x86_64(void *env)
     uint64_t *regs = x86_regs(env), v;
     uint32_t index = (uint32_t)regs[RCX];
 
-    if (x86_native_msr(index)) {
+    if (native_here(c, index)) {
         __real_helper_rdmsr_x86_64(env);
         return;
     }
@@ -146,7 +151,7 @@ void __wrap_helper_wrmsr_x86_64(void *env)
     uint32_t index = (uint32_t)regs[RCX];
     uint64_t v = (uint32_t)regs[RAX] | regs[RDX] << 32;
 
-    if (x86_native_msr(index)) {
+    if (native_here(c, index)) {
         if (!x86_msr_value_ok(index, v) ||
             (index == MSR_EFER && ((v ^ FIELD(env, X86_EFER, uint64_t)) & 0x100) &&
              (FIELD(env, X86_CR, uint64_t) >> 31 & 1)))
@@ -276,12 +281,15 @@ void __wrap_helper_set_dr_x86_64(void *env, int n, uint64_t v)
     __real_helper_set_dr_x86_64(env, n, v);
 }
 
-/* The time-stamp counter is the host's clock, scaled. */
+/* The time-stamp counter is the host's, scaled. */
 
 uint64_t x86_tsc(struct cpu *c)
 {
-    uint64_t khz = c->x86.tsc_khz ? c->x86.tsc_khz : 1000000;
-    return (uint64_t)((unsigned __int128)monotonic_ns() * khz / 1000000) + (uint64_t)c->x86.tsc_offset;
+    uint64_t ticks = host_ticks(), khz = c->x86.tsc_khz;
+
+    if (khz && khz != host_tick_khz())
+        ticks = (uint64_t)((unsigned __int128)ticks * khz / host_tick_khz());
+    return ticks + (uint64_t)c->x86.tsc_offset;
 }
 
 static void read_tsc(void *env, uintptr_t ra)
