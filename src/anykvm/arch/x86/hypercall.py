@@ -18,6 +18,7 @@ from anykvm.uapi.run import KvmRun, RunHypercall
 from . import cpuid, engine, pv, timer, tpr, translate
 
 if TYPE_CHECKING:
+    from .half_done import HalfDone
     from .vcpu import X86Vcpu
 
 _U64: Final = 0xFFFFFFFFFFFFFFFF
@@ -99,7 +100,7 @@ def _exit(vcpu: X86Vcpu, number: int, args: tuple[int, ...], long_mode: bool) ->
     vcpu.vcpu.set_exit_reason(common.KVM_EXIT_HYPERCALL)
 
 
-def complete(vcpu: X86Vcpu) -> None:
+def complete(vcpu: HalfDone) -> None:
     """Take userspace's answer to KVM_EXIT_HYPERCALL."""
     mask, vcpu.hypercall_mask = vcpu.hypercall_mask, 0
     vcpu.cpu.gpr[engine.RAX] = int.from_bytes(vcpu.vcpu.page[_RET : _RET + 8], "little") & mask

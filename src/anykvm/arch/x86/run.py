@@ -20,7 +20,8 @@ from anykvm.virt import stats
 
 from . import debug, hypercall, inject, msrs, pv, quirks, sync_regs, timer, tpr
 from .engine import SPURIOUS
-from .vcpu import EXIT_DATA, MID_INSTRUCTION, PIO_PAGE
+from .half_done import EXIT_DATA, MID_INSTRUCTION
+from .vcpu import PIO_PAGE
 
 if TYPE_CHECKING:
     from anykvm.virt.vcpu import Vcpu
