@@ -8,6 +8,8 @@ import time
 import pytest
 from x86_board import DATA, KSTACK, LAST, RAX, RBX, RCX, RDX, RSI, Runner, go
 
+from anykvm.engine import Event
+
 FUNCTION = 0x5000
 
 
@@ -228,3 +230,75 @@ def test_the_host_writes_code_that_runs(x86):
     b.machine.invalidate(FUNCTION, 8)
     assert r.result(10) == LAST
     assert c.gpr[RAX] == 42
+
+
+def test_the_host_writes_code_and_says_only_that_it_may_have(x86):
+    b = x86("call *%rbx; hlt; jmp .-3")
+    b.load("mov $1, %eax; ret", at=FUNCTION)
+    c = b.long(rbx=FUNCTION)
+    b.end(c)
+    for n in range(2, 20):
+        b.set_word(FUNCTION + 1, n, 4)
+        b.machine.distrust()
+        c.rip = 0x1000
+        b.end(c)
+        assert c.gpr[RAX] == n
+
+
+@pytest.mark.parametrize("pages", [1, 8, 60])
+def test_any_page_of_many_that_ran_may_be_rewritten(x86, pages):
+    """A few are compared at once, many when they are next fetched from."""
+    b = x86("xor %eax,%eax; lea (%rbx),%rdx; mov %esi,%ecx; 1: call *%rdx; add $0x1000,%rdx; dec %ecx; jnz 1b; hlt")
+    for n in range(pages):
+        b.load("add $1, %eax; ret", at=DATA + 0x1000 * n)
+    c = b.long(rbx=DATA, rsi=pages)
+    b.end(c)
+    assert c.gpr[RAX] == pages
+    for n in (0, pages // 2, pages - 1):
+        b.ram[DATA + 0x1000 * n + 2] = 5
+        b.machine.distrust()
+        c = b.cpus[0]
+        c.rip, c.gpr[RSI] = 0x1000, pages
+        b.end(c)
+        assert c.gpr[RAX] == sum(b.ram[DATA + 0x1000 * m + 2] for m in range(pages))
+
+
+def test_the_host_writes_code_over_two_pages(x86):
+    b = x86("call *%rbx; hlt")
+    b.load("mov $0x01010101, %eax; ret", at=0x6000 - 2)
+    c = b.long(rbx=0x6000 - 2)
+    b.end(c)
+    for at in (0x6000 - 1, 0x6000):
+        b.ram[at] = 0x55
+        b.machine.distrust()
+        c.rip = 0x1000
+        b.end(c)
+        assert c.gpr[RAX] == b.word(0x6000 - 1, 4)
+
+
+def test_the_host_writes_code_of_cpus_that_run(x86):
+    """As a device does that then interrupts: each cpu compares at its next way out of the code that it is in."""
+    b = x86("1: call *%rbx; cmp $1,%eax; je 1b; hlt")
+    b.load("mov $1, %eax; ret", at=FUNCTION)
+    cpus = [b.long(rbx=FUNCTION) for _ in range(2)]
+    runners = [Runner(c) for c in cpus]
+    time.sleep(0.05)
+    b.set_word(FUNCTION + 1, 42, 4)
+    b.machine.distrust()
+    for c in cpus:
+        c.set_irq(0, 1)
+    for c, r in zip(cpus, runners, strict=True):
+        assert r.result(10) == LAST
+        assert c.gpr[RAX] == 42
+
+
+def test_a_new_mapping_of_rewritten_code_needs_no_word(x86):
+    """A page that is entered into the TLB to fetch from it is compared: what a guest does with what a disk has read."""
+    b = x86("call *%rbx; mov %eax,%esi; mov %rdi,%cr3; call *%rbx; hlt")
+    b.load("mov $1, %eax; out %al, $0x80; ret", at=FUNCTION)
+    c = b.long(rbx=FUNCTION, rdi=0x30000)
+    assert go(c)[0] == Event.PIO_WRITE
+    b.set_word(FUNCTION + 1, 7, 4)
+    assert go(c)[0] == Event.PIO_WRITE
+    b.end(c)
+    assert (c.gpr[RSI], c.gpr[RAX]) == (1, 7)

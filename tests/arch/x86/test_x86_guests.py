@@ -101,6 +101,18 @@ def test_the_reset_vector(board: Board) -> None:
     assert board.seen == [9]
 
 
+def test_userspace_writes_code_at_an_exit(board: Board) -> None:
+    """Nothing tells of the write, and the code that is overwritten has run: also the instruction after the OUT."""
+    vcpu = board.real("1: out %al, $0x80; mov $0x11, %al; out %al, $0xe9; cmp $0x15, %al; jne 1b; hlt")
+    for value in range(0x12, 0x16):
+        while not (isinstance(exit := vcpu.run(), PioOut) and exit.port == 0x80):
+            assert isinstance(exit, PioOut), exit
+            board.seen.append(exit.data[0])
+        board.memory.write(CODE + 3, bytes([value]))
+    board.until(vcpu, Halt)
+    assert board.seen == [0x12, 0x13, 0x14, 0x15]
+
+
 # Interrupts from userspace.
 
 

@@ -52,6 +52,9 @@ class FakeMachine:
     def reprotect(self, gpa: int, first: int, pages: int) -> None:
         self.reprotected.append((gpa, first, pages))
 
+    def distrust(self) -> None:
+        """There is no code."""
+
     def harvest_dirty(self, gpa: int) -> bytes:
         region = self.regions[gpa]
         size = (region["size"] // 4096 + 63) // 64 * 8

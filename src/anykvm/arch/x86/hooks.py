@@ -97,11 +97,13 @@ class X86Hooks(EngineMemory):
         return vm.irq.set_irq(irq, level)
 
     def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int) -> int:
-        """Drive a pin of a PIC or of the IOAPIC."""
+        """Drive a pin of a PIC or of the IOAPIC: a device in userspace may have written to memory first."""
+        vm.arch.machine.distrust()
         return int(vm.arch.chip().set_irq(irqchip, pin, level))
 
     def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
-        """Deliver a message to the local APICs."""
+        """Deliver a message to the local APICs, as :meth:`set_irq`."""
+        vm.arch.machine.distrust()
         return int(vm.arch.chip().set_msi(address, data))
 
     def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:

@@ -96,6 +96,8 @@ def vcpu_run(vcpu: Vcpu) -> int:
         if arch.steal_msr:
             arch.attention = True
         arch.has_run = True
+        # Userspace may have written to memory that holds code.
+        arch.vm.machine.distrust()
         return _run(vcpu, arch, cpu)
     finally:
         if arch.vapic_addr:

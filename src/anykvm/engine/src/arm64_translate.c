@@ -8,6 +8,7 @@
 #define TARGET_TCG_UC A64_TCG_UC
 #define TARGET_TCG_CPU_ENV A64_TCG_CPU_ENV
 #define TARGET_ICOUNT (A64_NEG + A64_ICOUNT_DECR - A64_ENV)
+#define TARGET_LAST(func) false
 #include "translate.h"
 
 void g_hash_table_insert(void *table, void *key, void *value);

@@ -62,6 +62,8 @@ bool cpu_attention(struct cpu *c)
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&c->pending, memory_order_relaxed))
         cpu_drain(c);
+    if (c->writes != atomic_load_explicit(&c->m->writes, memory_order_relaxed) && c->m->target->distrust)
+        c->m->target->distrust(c);
     if (c->flush_code) {
         struct op op = {OP_FLUSH_CODE, 0, 0};
         c->flush_code = false;
@@ -189,14 +191,17 @@ static int sync_regions(struct cpu *c)
         } else {
             uc_mem_unmap(c->uc, c->regions[i].gpa, c->regions[i].size);
             free(c->regions[i].own);
+            free(c->regions[i].seen);
         }
     }
     for (int j = 0; j < m->nregions; j++) {
         if (fresh[j].mr)
             continue;
-        if (fresh[j].code)
+        if (fresh[j].code) {
             fresh[j].own = calloc(fresh[j].size / GUEST_PAGE, 1);
-        if ((fresh[j].code && !fresh[j].own) ||
+            fresh[j].seen = calloc(fresh[j].size / GUEST_PAGE, sizeof(*fresh[j].seen));
+        }
+        if ((fresh[j].code && (!fresh[j].own || !fresh[j].seen)) ||
             uc_mem_map_ptr(c->uc, fresh[j].gpa, fresh[j].size, UC_PROT_ALL, fresh[j].hva) != UC_ERR_OK) {
             bad = 1;
             break;
@@ -287,6 +292,8 @@ static void go(struct cpu *c)
     }
     if (atomic_load(&c->pending))
         cpu_drain(c);
+    if (c->writes != atomic_load(&c->m->writes) && c->m->target->distrust)
+        c->m->target->distrust(c);
     /* A line that rose while the cpu was out has not asked for this, and the parked instruction's block may be long. */
     if (atomic_load(&c->kicked) || atomic_load(&c->lines) || atomic_load(&c->x86.nmi) || c->flush_code ||
         atomic_load(&c->ticked))
@@ -322,6 +329,7 @@ void cpu_close_engine(struct cpu *c)
         if (c->m->target->forget_code)
             c->m->target->forget_code(c, &c->regions[i]);
         free(c->regions[i].own);
+        free(c->regions[i].seen);
     }
     FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)c->real_mapping;
     FIELD(c->uc, UC_NESTED_LEVEL, int) = 0;

@@ -63,10 +63,13 @@ struct region {
     bool readonly;
     uint64_t id; /* differs for every map() */
     uint16_t *code; /* per page: how many cpus have translated code of it; NULL where the guest maintains caches */
+    uint8_t **copy; /* per page with code: its bytes when the first of them looked, or NULL; good if copied says so */
+    uint8_t *copied;
     /* In a cpu's copy only: */
     void *mr;
     uint64_t ram;   /* Unicorn's number for the first byte */
     uint8_t *own;   /* per page: this cpu is counted in code */
+    uint16_t *seen; /* per page: it is in the cpu's list of fetched pages of this number */
 };
 
 /* Maintenance another cpu asks for: done at a block boundary, or at once by a cpu that is itself waiting for others. */
@@ -76,6 +79,9 @@ struct op {
     uint64_t addr, arg;
 };
 #define QUEUE_LEN 32
+
+/* How many pages of code a cpu looks through one by one when the host may have written: see x86_memory.c. */
+#define FETCHED 24
 
 struct coroutine {
     void *sp;        /* saved stack pointer of the side that is not running */
@@ -93,6 +99,7 @@ struct target {
     bool tracks_code; /* stores to translated code are caught: the guest does no cache maintenance */
     uint64_t (*ram_of)(void *uc, void *hva);
     void (*forget_code)(struct cpu *c, struct region *r);
+    void (*distrust)(struct cpu *c); /* the host may have written to memory that holds code */
     int (*stopped)(struct cpu *c, int r); /* the event a return from exec means, or EV_NONE */
     const char *(*verify)(uc_engine *uc);
     int (*setup)(struct cpu *c);
@@ -133,8 +140,10 @@ struct machine {
     struct region *regions;     /* changed only while stopped; sorted by gpa */
     int nregions;
     atomic_uint generation;
+    atomic_uint writes;         /* counts up where the host may have written to the guest's memory */
+    pthread_mutex_t copies;     /* a page's first code, and the copy of its bytes, are one */
     uint64_t next_id;
-    uint16_t **dead;            /* code counts of regions that are gone */
+    struct region *dead;        /* regions that are gone, for their code counts and copies */
     int ndead;
 
     pthread_rwlock_t lock;      /* the list of cpus */
@@ -172,7 +181,7 @@ struct cpu {
 
     struct region *regions;     /* this cpu's copy of the machine's map */
     int nregions, last_region;
-    unsigned generation;
+    unsigned generation, writes;
     void *(*real_mapping)(void *uc, uint64_t pa);
 
     pthread_mutex_t qlock;
@@ -197,6 +206,12 @@ struct cpu {
         int raise, raise_error; /* exception to deliver, or -1; error code, or -1 */
         uint32_t (*cpuid)[7];   /* function, index, flags, eax, ebx, ecx, edx */
         int ncpuid;
+        struct fetched {
+            uint64_t ram;
+            uint8_t *hva;
+        } fetched[FETCHED];     /* pages that were fetched from since the last distrust that was not checked one by one */
+        int nfetched;           /* more than FETCHED: the list does not have them all */
+        uint16_t list;
         int64_t tsc_offset;
         uint64_t tsc_khz;
     } x86;

@@ -50,6 +50,8 @@
 /* TranslationBlock, TCGContext */
 #define TB_PC 0
 #define TB_CFLAGS 24
+#define TCG_NB_OPS 56 /* int: from TCG_MANY_OPS on a block ends with the instruction */
+#define TCG_MANY_OPS 4000
 #define TCG_TB_CFLAGS 100
 
 #define TCG_OP_SET_LABEL 1

@@ -42,6 +42,7 @@ static PyObject *machine_new(PyTypeObject *type, PyObject *args, PyObject *kw)
     pthread_mutex_init(&m->pauser, &recursive);
     pthread_mutexattr_destroy(&recursive);
     pthread_mutex_init(&m->stop_lock, NULL);
+    pthread_mutex_init(&m->copies, NULL);
     pthread_rwlock_init(&m->lock, NULL);
     pthread_cond_init(&m->resumed, NULL);
     if (traps) {
@@ -75,6 +76,15 @@ fail:
     return NULL;
 }
 
+static void free_code(struct region *r)
+{
+    for (uint64_t page = 0; r->copy && page < r->size / GUEST_PAGE; page++)
+        free(r->copy[page]);
+    free(r->copy);
+    free(r->copied);
+    free(r->code);
+}
+
 static void machine_dealloc(struct machine *m)
 {
     PyTypeObject *type = Py_TYPE(m);
@@ -82,14 +92,15 @@ static void machine_dealloc(struct machine *m)
     free(m->traps);
     free(m->constants);
     for (int i = 0; i < m->nregions; i++)
-        free(m->regions[i].code);
+        free_code(&m->regions[i]);
     while (m->ndead)
-        free(m->dead[--m->ndead]);
+        free_code(&m->dead[--m->ndead]);
     free(m->dead);
     free(m->regions);
     free(m->cpus);
     pthread_mutex_destroy(&m->pauser);
     pthread_mutex_destroy(&m->stop_lock);
+    pthread_mutex_destroy(&m->copies);
     pthread_rwlock_destroy(&m->lock);
     pthread_cond_destroy(&m->resumed);
     type->tp_free(m);
@@ -110,8 +121,17 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     }
     struct region r = {.gpa = gpa, .size = size, .hva = (uint8_t *)hva, .dirty = (uint64_t *)dirty, .readonly = readonly};
 
-    if (m->target->tracks_code && !(r.code = calloc(size / GUEST_PAGE, sizeof(*r.code))))
-        return PyErr_NoMemory();
+    if (m->target->tracks_code) {
+        r.code = calloc(size / GUEST_PAGE, sizeof(*r.code));
+        r.copy = calloc(size / GUEST_PAGE, sizeof(*r.copy));
+        r.copied = calloc(size / GUEST_PAGE, sizeof(*r.copied));
+        if (!r.code || !r.copy || !r.copied) {
+            free(r.code);
+            free(r.copy);
+            free(r.copied);
+            return PyErr_NoMemory();
+        }
+    }
     Py_BEGIN_ALLOW_THREADS
     machine_pause(m);
     for (i = 0; i < m->nregions && m->regions[i].gpa < gpa; i++)
@@ -129,7 +149,7 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     machine_resume(m);
     Py_END_ALLOW_THREADS
     if (overlap) {
-        free(r.code);
+        free_code(&r);
         PyErr_SetString(PyExc_ValueError, "the region overlaps another");
         return NULL;
     }
@@ -157,7 +177,7 @@ static PyObject *machine_unmap(struct machine *m, PyObject *arg)
     if (r) {
         /* Cpus still look at it until they follow the change. */
         m->dead = realloc(m->dead, (size_t)(m->ndead + 1) * sizeof(*m->dead));
-        m->dead[m->ndead++] = r->code;
+        m->dead[m->ndead++] = *r;
         m->nregions--;
         memmove(r, r + 1, (size_t)(m->nregions - (r - m->regions)) * sizeof(*r));
         atomic_fetch_add(&m->generation, 1);
@@ -235,6 +255,13 @@ static PyObject *machine_invalidate(struct machine *m, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *machine_distrust(struct machine *m, PyObject *unused)
+{
+    (void)unused;
+    atomic_fetch_add(&m->writes, 1);
+    Py_RETURN_NONE;
+}
+
 static PyObject *machine_stop(struct machine *m, PyObject *unused)
 {
     (void)unused;
@@ -275,6 +302,8 @@ static PyMethodDef machine_methods[] = {
      "harvest_dirty(gpa) -> bytes\n\nTake and clear a region's dirty bitmap; a later guest write is in the next one."},
     {"invalidate", (PyCFunction)machine_invalidate, METH_VARARGS,
      "invalidate(gpa, size)\n\nForget code translated from these bytes: the host wrote there."},
+    {"distrust", (PyCFunction)machine_distrust, METH_NOARGS,
+     "distrust()\n\nThe host may have written anywhere: each cpu compares the code it goes on with, before it does."},
     {"stop", (PyCFunction)machine_stop, METH_NOARGS,
      "stop()\n\nNo cpu is in the guest from here to go(), which the same thread calls; they nest."},
     {"go", (PyCFunction)machine_go, METH_NOARGS, "go()\n\nLet the cpus enter the guest again."},

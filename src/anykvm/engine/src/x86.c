@@ -231,6 +231,7 @@ const struct target target_x86 = {
     .tracks_code = true,
     .ram_of = qemu_ram_addr_from_host_x86_64,
     .forget_code = x86_forget_code,
+    .distrust = x86_distrust,
     .stopped = stopped,
     .verify = verify,
     .setup = setup,

@@ -18,6 +18,7 @@ enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 
 void x86_apply(struct cpu *c, const struct op *op);
 void x86_forget_code(struct cpu *c, struct region *r);
+void x86_distrust(struct cpu *c);
 void x86_protect_code(struct cpu *c, uint64_t ram);
 #define VECTOR_UD 6
 

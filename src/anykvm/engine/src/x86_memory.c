@@ -25,6 +25,18 @@ static struct region *region_of_ram(struct cpu *c, uint64_t ram)
     return NULL;
 }
 
+/* A new list of fetched pages: only with a TLB that is empty, or about to be. */
+static void forget_fetched(struct cpu *c)
+{
+    c->x86.nfetched = 0;
+    if (++c->x86.list)
+        return;
+    c->x86.list = 1;
+    for (int i = 0; i < c->nregions; i++)
+        if (c->regions[i].seen)
+            memset(c->regions[i].seen, 0, c->regions[i].size / GUEST_PAGE * sizeof(*c->regions[i].seen));
+}
+
 /* This cpu has no code of the page any more. */
 static void drop_page(struct cpu *c, struct region *r, uint64_t page)
 {
@@ -50,6 +62,9 @@ void x86_apply(struct cpu *c, const struct op *op)
 {
     switch (op->kind) {
     case OP_FLUSH:
+        /* With every mode's entries all trust in code goes: it is looked at again as it is fetched. */
+        if ((op->arg & ((1u << X86_MMU_MODES) - 1)) == (1u << X86_MMU_MODES) - 1)
+            forget_fetched(c);
         tlb_flush_by_mmuidx_x86_64(c->cs, op->arg & ((1u << X86_MMU_MODES) - 1));
         break;
     case OP_FLUSH_PAGE:
@@ -79,6 +94,105 @@ void x86_apply(struct cpu *c, const struct op *op)
     }
 }
 
+/* No cpu has code of the page when this returns, or it drops it before it runs: then the copy is of no use either. */
+static void drop_everywhere(struct cpu *c, struct region *r, uint64_t page)
+{
+    struct op op = {OP_INVALIDATE, (uint64_t)(r->hva + page * GUEST_PAGE), GUEST_PAGE};
+
+    __atomic_store_n(&r->copied[page], 0, __ATOMIC_SEQ_CST);
+    if (r->own[page])
+        drop_page(c, r, page);
+    if (__atomic_load_n(&r->code[page], __ATOMIC_SEQ_CST)) {
+        machine_post(c->m, c, &op);
+        if (c->unsynced)
+            machine_sync(c->m, c);
+    }
+}
+
+/*
+ * The host's writes. Nothing tells of them, so the first cpu with code of a page keeps a copy of its bytes, and who goes
+ * on with code that was translated before the host could write compares. The copy is older than any code of the page, and
+ * made anew only when no cpu has any: so what is equal was not written between.
+ *
+ * A TLB entry that can be fetched from stands for a page that was compared when it was made; x86_fetched() has the list
+ * of them. After a distrust these are compared at once, or if they are many the TLB is emptied, and each is compared
+ * when it is next fetched from.
+ */
+static bool as_translated(struct region *r, uint64_t page)
+{
+    return r->copied[page] &&
+           (!r->copy[page] || !memcmp(r->copy[page], r->hva + page * GUEST_PAGE, GUEST_PAGE));
+}
+
+/* This cpu is about to have code of the page. */
+static void count_code(struct machine *m, struct region *r, uint64_t page)
+{
+    r->own[page] = 1;
+    pthread_mutex_lock(&m->copies);
+    if (!__atomic_fetch_add(&r->code[page], 1, __ATOMIC_SEQ_CST))
+        r->copied[page] = 0;
+    pthread_mutex_unlock(&m->copies);
+}
+
+/* With every guest store that was under way done: keep a copy, or compare; false if what others have is stale. */
+static bool copy_or_compare(struct machine *m, struct region *r, uint64_t page)
+{
+    bool same = true;
+
+    pthread_mutex_lock(&m->copies);
+    if (r->copied[page]) {
+        same = as_translated(r, page);
+    } else {
+        if (!r->copy[page])
+            r->copy[page] = malloc(GUEST_PAGE);
+        if (r->copy[page])
+            memcpy(r->copy[page], r->hva + page * GUEST_PAGE, GUEST_PAGE);
+        r->copied[page] = 1;
+    }
+    pthread_mutex_unlock(&m->copies);
+    return same;
+}
+
+void x86_distrust(struct cpu *c)
+{
+    struct op all = {OP_FLUSH, 0, ~0ul};
+
+    c->writes = atomic_load(&c->m->writes);
+    if (c->x86.nfetched > FETCHED) {
+        x86_apply(c, &all);
+        return;
+    }
+    for (int i = 0; i < c->x86.nfetched; i++) {
+        struct region *r = region_of_ram(c, c->x86.fetched[i].ram);
+        uint64_t page = r ? (c->x86.fetched[i].ram - r->ram) / GUEST_PAGE : 0;
+
+        if (r && r->own[page] && !as_translated(r, page))
+            drop_everywhere(c, r, page);
+    }
+}
+
+/* A page was entered into the TLB to fetch from it; false if its code was stale, and is gone now. */
+static bool fetched(struct cpu *c, uint64_t pa)
+{
+    struct region *r = cpu_region(c, pa);
+    uint64_t page;
+
+    if (!r || !r->seen)
+        return true;
+    page = (pa - r->gpa) / GUEST_PAGE;
+    if (r->seen[page] != c->x86.list) {
+        r->seen[page] = c->x86.list;
+        if (c->x86.nfetched < FETCHED)
+            c->x86.fetched[c->x86.nfetched].ram = r->ram + page * GUEST_PAGE;
+        if (c->x86.nfetched <= FETCHED)
+            c->x86.nfetched++;
+    }
+    if (!r->own[page] || as_translated(r, page))
+        return true;
+    drop_everywhere(c, r, page);
+    return false;
+}
+
 /* Watch the page before its bytes are translated. */
 void x86_protect_code(struct cpu *c, uint64_t ram)
 {
@@ -92,12 +206,13 @@ void x86_protect_code(struct cpu *c, uint64_t ram)
     op.addr = (uint64_t)(r->hva + page * GUEST_PAGE);
     /* While this cpu waits it serves others, one of whom may store to the page: then it is to be watched anew. */
     while (!r->own[page]) {
-        r->own[page] = 1;
-        __atomic_fetch_add(&r->code[page], 1, __ATOMIC_SEQ_CST);
+        count_code(c->m, r, page);
         tlb_reset_dirty_x86_64(c->cs, op.addr, op.arg);
         machine_post(c->m, c, &op);
         if (c->unsynced)
             machine_sync(c->m, c);
+        if (r->own[page] && !copy_or_compare(c->m, r, page))
+            drop_everywhere(c, r, page);
     }
 }
 
@@ -157,7 +272,6 @@ void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t 
     struct cpu *c = cpu_of_uc(uc);
     struct region *r;
     uint64_t page;
-    struct op op = {OP_INVALIDATE, 0, GUEST_PAGE};
 
     /* If the block that stores overwrites itself this leaves, and the store comes again alone. */
     __real_tb_invalidate_phys_page_fast_x86_64(uc, pages, ram, len, ra);
@@ -165,16 +279,9 @@ void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t 
     if (!r)
         return;
     page = (ram - r->ram) / GUEST_PAGE;
-    op.addr = (uint64_t)(r->hva + page * GUEST_PAGE);
-    if (r->own[page])
-        drop_page(c, r, page);
-    if (__atomic_load_n(&r->code[page], __ATOMIC_SEQ_CST)) {
-        machine_post(c->m, c, &op);
-        if (c->unsynced)
-            machine_sync(c->m, c);
-    }
+    drop_everywhere(c, r, page);
     if (!__atomic_load_n(&r->code[page], __ATOMIC_SEQ_CST))
-        unwatch(c, op.addr);
+        unwatch(c, (uint64_t)(r->hva + page * GUEST_PAGE));
 }
 
 bool __real_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra);
@@ -187,7 +294,20 @@ bool __wrap_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access,
     ok = __real_x86_cpu_tlb_fill_x86_64(cs, va, size, access, mmu_idx, probe, ra);
     if (tlb_fill_end(c, ok, probe))
         cpu_loop_exit_x86_64(cs);
+    if (ok && access == ACCESS_FETCH && !fetched(c, c->fill.pa_page) && !probe) {
+        /* The lookup under way may have a block of it already. */
+        FIELD(cs, CS_EXCEPTION_INDEX, int32_t) = -1;
+        cpu_loop_exit_x86_64(cs);
+    }
     return ok;
+}
+
+/* To fetch from the page is another fill, for fetched() to see. */
+static void not_fetched(char *fast, uint64_t va)
+{
+    char *entry = FIELD(fast, 8, char *) + ((va >> (12 - TLB_ENTRY_BITS)) & FIELD(fast, 0, uint64_t));
+
+    FIELD(entry, TLBE_CODE, uint64_t) = ~0ul;
 }
 
 void __real_tlb_set_page_with_attrs_x86_64(void *cs, uint64_t va, uint64_t pa, uint32_t attrs, int prot, int mmu_idx,
@@ -200,6 +320,8 @@ void __wrap_tlb_set_page_with_attrs_x86_64(void *cs, uint64_t va, uint64_t pa, u
 
     __real_tlb_set_page_with_attrs_x86_64(cs, va, pa, attrs, prot, mmu_idx, size);
     tlb_page_end(c, r, c->cs + X86_NEG + X86_TLB_FAST + 16 * mmu_idx, va, pa, prot, &flags);
+    if (r && (prot & PAGE_EXEC) && !(c->fill.active && c->fill.access == ACCESS_FETCH))
+        not_fetched(c->cs + X86_NEG + X86_TLB_FAST + 16 * mmu_idx, va);
 }
 
 /* A page-table walk sets an accessed or dirty bit. */

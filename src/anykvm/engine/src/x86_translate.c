@@ -8,6 +8,23 @@
 #define TARGET_TCG_UC X86_TCG_UC
 #define TARGET_TCG_CPU_ENV X86_TCG_CPU_ENV
 #define TARGET_ICOUNT (X86_NEG + X86_ICOUNT_DECR - X86_ENV)
+#define TARGET_LAST(func) port_io(func)
+
+uint64_t __wrap_helper_inb_x86_64(void *env, uint32_t port);
+uint64_t __wrap_helper_inw_x86_64(void *env, uint32_t port);
+uint64_t __wrap_helper_inl_x86_64(void *env, uint32_t port);
+void __wrap_helper_outb_x86_64(void *env, uint32_t port, uint32_t v);
+void __wrap_helper_outw_x86_64(void *env, uint32_t port, uint32_t v);
+void __wrap_helper_outl_x86_64(void *env, uint32_t port, uint32_t v);
+
+/* Userspace may write to the instructions after one of port I/O: they are looked up again. */
+static bool port_io(void *func)
+{
+    return func == (void *)__wrap_helper_outb_x86_64 || func == (void *)__wrap_helper_inb_x86_64 ||
+           func == (void *)__wrap_helper_outl_x86_64 || func == (void *)__wrap_helper_inl_x86_64 ||
+           func == (void *)__wrap_helper_outw_x86_64 || func == (void *)__wrap_helper_inw_x86_64;
+}
+
 #include "translate.h"
 
 uint64_t get_page_addr_code_x86_64(void *env, uint64_t va);
