@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,6 +223,19 @@ def test_the_command_shows_them_side_by_side(
     assert "creates: create, init, setup" in out
     assert main.run(["lab", "flows", "x86", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["architectures"].keys() == {"x86"}
+
+
+def test_the_readme_shows_what_the_command_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    section = readme.partition("## The lab\n")[2].partition("\n## ")[0]
+    shown = [line.strip() for line in section.splitlines() if line.startswith("    ") and "anykvm" not in line]
+    assert len(shown) > 30
+    monkeypatch.setenv("COLUMNS", "100")
+    assert main.run(["lab", "flows", "x86"]) == 0
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line for line in shown if line not in printed] == []
 
 
 def test_the_core_stays_free_of_the_older_flows() -> None:

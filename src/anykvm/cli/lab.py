@@ -17,6 +17,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
     "sweep": ("anykvm.cli.lab_sweep", "sweep", "Make every step of creation fail, and look at what is left."),
     "flows": ("anykvm.cli.lab_flows", "flows_command", "Show Linux 5.5's, 5.6's and today's way to create a vCPU."),
     "races": ("anykvm.cli.lab_races", "races", "Run every order of a few operations, up to a bound."),
+    "report": ("anykvm.cli.lab_report", "report", "Put what the lab finds into one page with pictures."),
 }
 
 
@@ -44,15 +45,9 @@ def lab() -> None:
     """Make vCPU creation fail, race and be seen: every step, every order."""
 
 
-def scale(function: _F) -> _F:
-    """--processes, --scheduler, --resume: where the work is done (``anykvm.lab.spread.spread`` has the same names)."""
+def workers(function: _F) -> _F:
+    """--processes, --scheduler: where the work is done (``anykvm.lab.spread.spread`` has the same names)."""
     for option in (
-        click.option(
-            "--resume",
-            type=click.Path(dir_okay=False, path_type=Path),
-            metavar="FILE",
-            help="A journal: what it has is not done again, what is finished is added to it.",
-        ),
         click.option(
             "--scheduler",
             metavar="ADDRESS",
@@ -66,3 +61,14 @@ def scale(function: _F) -> _F:
     ):
         function = option(function)
     return function
+
+
+def scale(function: _F) -> _F:
+    """--processes, --scheduler and --resume."""
+    resume = click.option(
+        "--resume",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help="A journal: what it has is not done again, what is finished is added to it.",
+    )
+    return workers(resume(function))

@@ -15,17 +15,29 @@ from rich.text import Text
 
 from anykvm.lab.flows import compare as flows
 
-from . import lab, options
+from . import lab, messages, options
 
 _COLOURS: Final = {"create": "cyan", "init": "magenta", "setup": "yellow", "precreate": "blue", "postcreate": "blue"}
 
 
 @click.command()
 @click.argument("arch", nargs=-1)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write an HTML page with the picture here.",
+)
 @lab.scale
 @options.common
-def flows_command(
-    arch: tuple[str, ...], processes: int | None, scheduler: str | None, resume: Path | None, as_json: bool
+def flows_command(  # noqa: PLR0917  (click passes them by name)
+    arch: tuple[str, ...],
+    output: Path | None,
+    processes: int | None,
+    scheduler: str | None,
+    resume: Path | None,
+    as_json: bool,
 ) -> int:
     """Show three ways to create a vCPU side by side: Linux 5.5's, 5.6's and today's, over the same steps.
 
@@ -36,6 +48,11 @@ def flows_command(
 
     where = processes if processes is not None or scheduler else 0
     found = flows.compare(arch or architectures(), processes=where, scheduler=scheduler, resume=resume)
+    if output is not None:
+        from anykvm.lab.report import page  # noqa: PLC0415
+
+        page.write(output, {"flows": found["architectures"]})
+        messages.line(f"wrote {output}")
     if as_json:
         click.echo(json.dumps(found, indent=1))
     else:

@@ -55,6 +55,7 @@ class Swept:
             "refusals": self.refusals,
             "trials": self.trials,
             "subjects": self.by_subject,
+            "plans": self.fired,
             "findings": [{"subject": s, "plan": plan, "finding": what} for s, plan, what in self.findings],
         }
 

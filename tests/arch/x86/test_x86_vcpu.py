@@ -39,6 +39,7 @@ def test_the_order_of_creation(chips: Rig) -> None:
         "mce banks",
         "wbinvd mask",
         "cpu",
+        "reset",
     ]
 
 

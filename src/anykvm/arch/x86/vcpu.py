@@ -166,7 +166,8 @@ class X86Vcpu(HalfDone):
         self.wbinvd_mask = mask.view
 
     def _reset(self, ladder: Ladder) -> None:
-        """The last step: it acquires nothing. The registers follow when the CPU is first used."""
+        """The last step: it acquires nothing, and nothing takes it back. The registers wait for the CPU's first use."""
+        ladder.push("reset", None)
         preempt.load(self.vcpu)
         in_kernel = self.vm.irqchip is not None
         runnable = not in_kernel or self.bsp

@@ -15,7 +15,7 @@ from ..errors import LabError
 from ..spread import spread
 from . import backend, same, sweep
 from .pieces import DUPLICATE
-from .trace import ACQUIRE, CHECK, HOOK, STEP
+from .trace import CHECK, HOOK, STEP, UNDO
 
 KIND: Final = "anykvm lab flows"
 VCPUS: Final = (0, 1)
@@ -77,13 +77,19 @@ def _flow(flow: backend.Flow, swept: list[dict[str, Any]]) -> dict[str, Any]:
         "create_hooks": _hooks(events),
         "destroy_hooks": _destroy_hooks(events, swept[0]["teardown"], faults),
         "steps": [one for one in events if one["what"] in (STEP, CHECK, HOOK)],
-        "teardown": [one for one in swept[0]["teardown"] if one["what"] != ACQUIRE],
+        "teardown": _of_the_vcpu(swept[0]["teardown"]),
         "order": _order(events, faults),
         "points": sum(one["points"] for one in swept),
         "faults": len(faults),
         "wrong": [fault for fault in faults if _wrong(fault)],
         "leaks": _leaks(faults),
     }
+
+
+def _of_the_vcpu(teardown: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What becomes of the vCPU when its VM dies: between the VM's steps "vcpus" and "arch"."""
+    names = [one["name"] if one["what"] == UNDO and not one["hook"] else "" for one in teardown]
+    return teardown[names.index("vcpus") + 1 : names.index("arch")]
 
 
 _BESIDE: Final = ("precreate", "postcreate")

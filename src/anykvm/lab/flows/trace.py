@@ -193,6 +193,9 @@ def traced_hooks(hooks: ArchHooks, services: TracedServices) -> ArchHooks:
 
     def on_vcpu(name: str) -> Callable[[Any, Vcpu], None]:
         def hook(self: Any, vcpu: Vcpu) -> None:
+            if name == "create" and vcpu.notifier is not None:
+                # It is there when create begins: common code's structure has it.
+                services.event(STEP, "preempt notifier")
             with services.inside(name):
                 getattr(kind, f"vcpu_{name}")(self, vcpu)
 
