@@ -18,6 +18,7 @@ WRAPPED = {
     "x86_64": """
         cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_region_reset_all
         tlb_reset_dirty_by_vaddr tlb_protect_code tlb_set_page_with_attrs x86_cpu_tlb_fill x86_stl_phys_notdirty
+        helper_lookup_tb_ptr cpu_x86_update_cr3 tlb_flush tlb_flush_page tlb_flush_by_mmuidx tlb_flush_page_by_mmuidx
         tb_invalidate_phys_page_fast
         helper_inb helper_inw helper_inl helper_outb helper_outw helper_outl helper_rdmsr helper_wrmsr helper_cpuid
         helper_read_crN helper_write_crN helper_set_dr helper_rdtsc helper_rdtscp helper_syscall helper_sysenter

@@ -216,6 +216,7 @@ static int sync_regions(struct cpu *c)
     c->generation = atomic_load(&m->generation);
     FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)mapping;
     m->target->apply(c, &flush);
+    x86_jump_forget(c);
     return bad ? -1 : 0;
 }
 
@@ -337,6 +338,8 @@ void cpu_close_engine(struct cpu *c)
     uc_close(c->uc);
     Py_END_ALLOW_THREADS
     c->uc = NULL;
+    free(c->x86.jumps);
+    c->x86.jumps = NULL;
     coroutine_destroy(&c->co);
     free(c->regions);
     c->regions = NULL;

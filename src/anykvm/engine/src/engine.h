@@ -83,6 +83,17 @@ struct op {
 /* How many pages of code a cpu looks through one by one when the host may have written: see x86_memory.c. */
 #define FETCHED 24
 
+/* x86: where an indirect jump went. */
+struct x86_jump {
+    uint64_t pc;
+    uint64_t host;       /* host address of its code, or 0 */
+    void *tb;
+    uint32_t flags;      /* the cpu's, as blocks are translated for */
+    uint32_t generation; /* cpu->x86.flushes of its half when it was last good */
+};
+#define X86_JUMPS 8192
+#define X86_LOW 64
+
 struct coroutine {
     void *sp;        /* saved stack pointer of the side that is not running */
     void *stack;     /* mmap'd, lowest page is a guard */
@@ -214,6 +225,12 @@ struct cpu {
         uint16_t list;
         int64_t tsc_offset;
         uint64_t tsc_khz;
+        struct x86_jump *jumps; /* X86_JUMPS of them */
+        uint32_t flushes[2];    /* how often a TLB entry of the lower, of the upper half was flushed */
+        bool nonglobal;         /* the TLB has a page of the upper half that is not global */
+        uint32_t cr3_writes;
+        int nlow;               /* pages of the lower half in the kernel's TLBs; beyond X86_LOW not listed */
+        struct { uint64_t va; int mode; } low[X86_LOW];
     } x86;
 
     uint32_t insn;              /* being translated */
@@ -248,6 +265,9 @@ struct region *cpu_region(struct cpu *c, uint64_t pa);
 bool cpu_attention(struct cpu *c);
 static inline struct cpu *cpu_of_uc(void *uc) { return FIELD(uc, UC_THREAD_DATA, struct cpu *); }
 static inline struct cpu *cpu_of(void *cs) { return cpu_of_uc(FIELD(cs, CS_UC, void *)); }
+
+/* x86_jump.c */
+void x86_jump_forget(struct cpu *c);
 
 /* pycpu.c, pymachine.c */
 extern PyTypeObject *cpu_type, *machine_type;

@@ -37,6 +37,7 @@
 #define CS_STOPPED 18
 #define CS_INTERRUPT_REQUEST 28
 #define CS_ENV 296
+#define CS_JMP_CACHE 312 /* Unicorn's cache of blocks by virtual address */
 #define CS_ICOUNT_DECR 304
 #define CS_HALTED 33176
 #define CS_EXCEPTION_INDEX 33184
@@ -49,7 +50,10 @@
 
 /* TranslationBlock, TCGContext */
 #define TB_PC 0
+#define TB_FLAGS 16
+#define TB_SIZE 20
 #define TB_CFLAGS 24
+#define TB_CODE 32 /* the translated code */
 #define TCG_NB_OPS 56 /* int: from TCG_MANY_OPS on a block ends with the instruction */
 #define TCG_MANY_OPS 4000
 #define TCG_TB_CFLAGS 100
@@ -69,8 +73,14 @@
 #define TLBE_CODE 16
 #define TLBE_ADDEND 32
 
+/* What the TLB knows of itself, per MMU mode. */
+#define TLBD_USED 32
+#define TLBD_VICTIMS 48
+#define TLB_VICTIMS 8
+
 /* What never differs between targets. */
 #define CF_PARALLEL 0x80000u
+#define CF_INVALID 0x40000u
 #define CF_ALONE (1u | 0x8000u) /* one instruction, not chained to the next */
 #define EXCP_INTERRUPT 0x10000
 #define EXCP_HLT 0x10001
@@ -149,9 +159,14 @@ struct a64_cpreg {
 #define X86_ENV 35408
 #define X86_NEG 33216
 #define X86_TLB_FAST 2128    /* within NEG */
+#define X86_TLB_DESC(mode) (32 + 696 * (mode)) /* within NEG */
 #define X86_ICOUNT_DECR 2176 /* within NEG */
 #define X86_CLASS 42768
 #define X86_MMU_MODES 3
+#define X86_ALL_MODES ((1u << X86_MMU_MODES) - 1)
+#define X86_MMU_SMAP 0 /* supervisor, which SMAP keeps from user pages */
+#define X86_MMU_USER 1
+#define X86_MMU_KERNEL 2
 #define X86_TLB_INVALID 0x800ul
 #define X86_TLB_NOTDIRTY 0x400ul
 #define X86_TLB_MMIO 0x200ul
@@ -186,6 +201,12 @@ struct a64_cpreg {
 #define X86_HF_CPL 0x3u
 #define X86_HF_INHIBIT_IRQ 0x8u
 #define X86_HF_LMA 0x4000u
+#define X86_HF_CS64 0x8000u
+#define X86_HF_SMM 0x80000u
+#define X86_HF_GUEST 0x200000u
+#define X86_HF_SMAP 0x800000u
+#define X86_EFLAGS_AC 0x40000u
+#define X86_TB_EFLAGS 0x73100u /* of EFLAGS, what a block is translated for */
 #define X86_HF2_NMI 0x4u
 #define X86_CC_OP_EFLAGS 1
 

@@ -127,6 +127,8 @@ static int setup(struct cpu *c)
     char *class = FIELD(c->cs, CS_CLASS, char *);
     uc_hook hook;
 
+    if (x86_jump_setup(c))
+        return -1;
     if (uc_hook_add(c->uc, &hook, UC_HOOK_INTR, (void *)on_exception, NULL, 1, 0) != UC_ERR_OK)
         return -1;
     FIELD(class, CC_EXEC_INTERRUPT, void *) = (void *)exec_interrupt;

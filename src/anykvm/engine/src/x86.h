@@ -25,5 +25,9 @@ void x86_protect_code(struct cpu *c, uint64_t ram);
 bool x86_native_msr(uint32_t index);
 bool x86_msr_value_ok(uint32_t index, uint64_t v);
 uint64_t x86_tsc(struct cpu *c);
+int x86_jump_setup(struct cpu *c);
+bool x86_walk(struct cpu *c, uint64_t va, int access, int mode);
+void x86_note_low(struct cpu *c, uint64_t va, int mode);
+void x86_flushed_all(struct cpu *c);
 
 #endif

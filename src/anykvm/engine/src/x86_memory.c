@@ -243,6 +243,8 @@ void __wrap_tcg_region_reset_all_x86_64(void *tcg)
     struct cpu *c = cpu_of_uc(FIELD(tcg, X86_TCG_UC, void *));
 
     __real_tcg_region_reset_all_x86_64(tcg);
+    if (c)
+        x86_jump_forget(c);
     for (int i = 0; c && i < c->nregions; i++)
         x86_forget_code(c, &c->regions[i]);
 }
@@ -291,7 +293,12 @@ bool __wrap_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access,
     bool ok;
 
     tlb_fill_begin(c, va, access, ra);
-    ok = __real_x86_cpu_tlb_fill_x86_64(cs, va, size, access, mmu_idx, probe, ra);
+    ok = x86_walk(c, va, access, mmu_idx);
+    if (!ok) {
+        if (va >> 63)
+            c->x86.nonglobal = true; /* who knows */
+        ok = __real_x86_cpu_tlb_fill_x86_64(cs, va, size, access, mmu_idx, probe, ra);
+    }
     if (tlb_fill_end(c, ok, probe))
         cpu_loop_exit_x86_64(cs);
     if (ok && access == ACCESS_FETCH && !fetched(c, c->fill.pa_page) && !probe) {
@@ -319,6 +326,7 @@ void __wrap_tlb_set_page_with_attrs_x86_64(void *cs, uint64_t va, uint64_t pa, u
     struct region *r = tlb_page_begin(c, pa, &prot);
 
     __real_tlb_set_page_with_attrs_x86_64(cs, va, pa, attrs, prot, mmu_idx, size);
+    x86_note_low(c, va, mmu_idx);
     tlb_page_end(c, r, c->cs + X86_NEG + X86_TLB_FAST + 16 * mmu_idx, va, pa, prot, &flags);
     if (r && (prot & PAGE_EXEC) && !(c->fill.active && c->fill.access == ACCESS_FETCH))
         not_fetched(c->cs + X86_NEG + X86_TLB_FAST + 16 * mmu_idx, va);
