@@ -96,7 +96,7 @@ def test_string_input_is_one_event_per_element(x86, suffix, size):
     n = 100
     c = b.long(rcx=n, rdi=DATA, rdx=0x1F0)
     data = [(0x11121314 * k) & ((1 << 8 * size) - 1) for k in range(1, n + 1)]
-    assert drive(c, data) == [(R, 0x1F0, size, 0)] * n
+    assert drive(c, data) == [(R, 0x1F0, size, 8)] * n
     assert [b.word(DATA + k * size, size) for k in range(n)] == data
     assert (c.gpr[RCX], c.gpr[RDI]) == (0, DATA + n * size)
 

@@ -37,7 +37,8 @@ class Event(IntEnum):
     ERROR = 11
     """``a`` and ``b`` say what failed inside the engine."""
     PIO_READ = 12
-    """``a`` port, ``b`` size in bytes; the next ``run(value)`` answers."""
+    """``a`` port, ``b`` size in bytes, ``c`` the address size in bytes if it is one of a REP INS, else 0; the next
+    ``run(value)`` answers."""
     PIO_WRITE = 13
     """``a`` port, ``b`` size in bytes, ``c`` value."""
     MSR_READ = 14

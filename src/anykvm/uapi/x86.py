@@ -175,6 +175,7 @@ VE_VECTOR: Final = 20
 X86_EFLAGS_FIXED: Final = 1 << 1
 X86_EFLAGS_TF: Final = 1 << 8
 X86_EFLAGS_IF: Final = 1 << 9
+X86_EFLAGS_DF: Final = 1 << 10
 X86_EFLAGS_RF: Final = 1 << 16
 X86_EFLAGS_VM: Final = 1 << 17
 

@@ -238,7 +238,9 @@ def test_registers_are_written_when_no_instruction_is_half_done(one: Rig) -> Non
     assert one.cpu().answers == [0]
     assert one.get(X.KVM_GET_REGS, X.KvmRegs).rip == 0x1000
     one.bytes()[40] = 0x12
-    one.set(X.KVM_SET_SREGS, one.get(X.KVM_GET_SREGS, X.KvmSregs))
+    sregs = one.get(X.KVM_GET_SREGS, X.KvmSregs)
+    sregs.cr2 = 5
+    one.set(X.KVM_SET_SREGS, sregs)
     assert one.cpu().answers[-1] == 0x12
     assert (one.cpu().rip, one.cpu().gpr[3]) == (0x1000, 5)
 

@@ -208,7 +208,9 @@ def test_what_comes_right_after_is_met_again(one: Rig, event: tuple[int, ...], u
     cpu.script.append(first)
     cpu.rip = 0x1000
     regs = one.get(X.KVM_GET_REGS, X.KvmRegs)
-    one.set(X.KVM_SET_SREGS, one.get(X.KVM_GET_SREGS, X.KvmSregs))
+    sregs = one.get(X.KVM_GET_SREGS, X.KvmSregs)
+    sregs.cr2 = 5
+    one.set(X.KVM_SET_SREGS, sregs)
     assert cpu.rip == 0x1000 - undone
     assert ("abandon" in cpu.log) == (event[0] == Event.PIO_WRITE)
     assert regs.rip == 0x1000

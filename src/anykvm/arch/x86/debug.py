@@ -44,7 +44,8 @@ def set_(vcpu: X86Vcpu, regs: uapi.KvmDebugregs) -> None:
         raise OSError(errno.EINVAL, f"kvm_debugregs.flags cannot be {regs.flags:#x}")
     if regs.dr6 & HIGH or regs.dr7 & HIGH:
         raise OSError(errno.EINVAL, "DR6 and DR7 have 32 bits")
-    cpu = vcpu.coherent()
+    same = vcpu.half_done and bytes(get(vcpu.load())) == bytes(regs)
+    cpu = vcpu.load() if same else vcpu.coherent()
     for number in range(4):
         cpu.set_dr(number, regs.db[number])
     cpu.set_dr(6, regs.dr6 | DR6_RESET)

@@ -79,7 +79,7 @@ def check(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
 def set_(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
     """Replace what is on its way; EINVAL, and then nothing has changed."""
     check(vcpu, events)
-    cpu = vcpu.coherent()
+    cpu = vcpu.load()
     exception = events.exception
     if exception.injected or exception.pending:
         vcpu.exception = (exception.nr, exception.error_code if exception.has_error_code else None)

@@ -10,14 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from anykvm.engine import Event
+from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
 
-from . import hypercall, inject, regs
+from . import engine, hypercall, inject, regs, translate
 
 if TYPE_CHECKING:
     from anykvm.virt.vcpu import Vcpu
 
     from .engine import CpuLike
+    from .vcpu import X86Vcpu
 
 EXIT_DATA: Final = KvmRun.mmio.offset
 
@@ -37,8 +39,67 @@ MID_INSTRUCTION: Final = frozenset(
 
 
 PORT_ACCESS: Final = frozenset({int(Event.PIO_READ), int(Event.PIO_WRITE)})
+PIO_PAGE: Final = 4096 * uapi.KVM_PIO_PAGE_OFFSET
+READ_AHEAD: Final = 1024
+"""The most bytes that one exit for a REP INS asks for."""
 RIP: Final = 128
 """Where RIP is in ``struct kvm_regs``."""
+
+
+class Batch:
+    """What userspace gave for a REP INS beyond the first item: ``count`` items in all, ``size`` bytes each.
+
+    It serves the instruction that asked for it, as long as that goes on where the last item left it.
+    """
+
+    __slots__ = ("at", "count", "next_rdi", "port", "rip", "size", "step")
+
+    def __init__(self, cpu: CpuLike, port: int, size: int, count: int, *, down: bool) -> None:
+        self.port, self.size, self.count = port, size, count
+        self.rip = cpu.rip
+        self.step = -size if down else size
+        self.at = 1
+        self.next_rdi = cpu.gpr[engine.RDI] + self.step
+
+    def take(self, cpu: CpuLike, page: memoryview, port: int, size: int) -> int | None:
+        """Give the next item, from the port's page; None if this is not for the access."""
+        if self.at >= self.count or (port, size) != (self.port, self.size):
+            return None
+        if cpu.gpr[engine.RDI] != self.next_rdi or cpu.rip != self.rip:
+            return None
+        start = PIO_PAGE + self.at * size
+        self.at += 1
+        self.next_rdi += self.step
+        return int.from_bytes(page[start : start + size], "little")
+
+
+def make_batch(cpu: CpuLike, port: int, size: int, width: int) -> Batch:
+    """How many items of a REP INS one exit asks for: what is left, in the page, in 1024 bytes.
+
+    ``width`` is the address size in bytes. Source: ``pio_in_emulated`` in ``arch/x86/kvm/emulate.c``.
+    """
+    mask = (1 << 8 * width) - 1
+    rdi = cpu.gpr[engine.RDI]
+    down = cpu.rflags & uapi.X86_EFLAGS_DF != 0
+    in_page = rdi & 0xFFF if down else 0x1000 - (rdi & 0xFFF)
+    count = min(in_page, READ_AHEAD // size, cpu.gpr[engine.RCX] & mask)
+    return Batch(cpu, port, size, max(count, 1), down=down)
+
+
+def out_length(vcpu: X86Vcpu) -> int:
+    """How long the OUT instruction at RIP is, in bytes; 0 if it cannot be told."""
+    cpu = vcpu.cpu
+    linear = cpu.get_segment(engine.CS)[1] + cpu.rip & 0xFFFFFFFFFFFFFFFF
+    for length in range(1, 16):
+        address = translate.walk(vcpu, linear + length - 1)
+        byte = vcpu.vm.read_guest(address, 1) if address != translate.UNMAPPED else None
+        if byte is None:
+            break
+        if byte[0] in (0xE6, 0xE7):
+            return length + 1
+        if byte[0] in (0xEE, 0xEF):
+            return length
+    return 0
 
 
 class HalfDone:
@@ -52,6 +113,8 @@ class HalfDone:
     hypercall_mask: int
     owed: int | None
     wanted_regs: tuple[bytes, bytes] | None
+    rip_ahead: int
+    batch: Batch | None
 
     def load(self) -> CpuLike:
         """Give the CPU for use, made ready the first time."""
@@ -66,8 +129,9 @@ class HalfDone:
         """Give up the instruction that is half done, if one is."""
         if self.mid_instruction:
             self.cpu.abandon()
-        self.reply = self.owed = self.wanted_regs = None
+        self.reply = self.owed = self.wanted_regs = self.batch = None
         self.msr_exit = False
+        self.rip_ahead = 0
 
     def take_reply(self) -> int:
         """What a half-done instruction goes on with: userspace's answer in the run page, or what is owed."""
@@ -76,6 +140,7 @@ class HalfDone:
             value, self.owed = self.owed or 0, None
             return value
         self.reply = None
+        self.rip_ahead = 0
         offset, size = reply
         page = self.vcpu.page
         if self.msr_exit:
@@ -88,7 +153,10 @@ class HalfDone:
     def get_regs(self) -> bytes:
         """``struct kvm_regs``."""
         cpu = self.load()
-        return self.wanted_regs[1] if self.wanted_regs is not None else regs.get(cpu)
+        data = self.wanted_regs[1] if self.wanted_regs is not None else regs.get(cpu)
+        if self.rip_ahead:
+            data = data[:RIP] + (cpu.rip + self.rip_ahead).to_bytes(8, "little") + data[RIP + 8 :]
+        return data
 
     def set_regs(self, data: bytes) -> None:
         """Write ``struct kvm_regs``; while an instruction is half done, when it is finished."""
@@ -96,15 +164,18 @@ class HalfDone:
         if self.hypercall_mask:
             regs.set_(cpu, data)
         elif self.half_done and cpu.parked in PORT_ACCESS:
-            if int.from_bytes(data[RIP : RIP + 8], "little") != cpu.rip:
+            rip = cpu.rip
+            if int.from_bytes(data[RIP : RIP + 8], "little") != rip + self.rip_ahead:
                 # As in the kernel: whoever moves on does without the answer.
                 self.drop_instruction()
                 regs.set_(cpu, data)
                 return
             # The instruction goes on with these; a string instruction counts on from them.
+            data = data[:RIP] + rip.to_bytes(8, "little") + data[RIP + 8 :]
             before = regs.get(cpu)
             regs.set_general(cpu, data)
-            self.wanted_regs = (data[:RIP] + before[RIP:], data)
+            flags = RIP + 8
+            self.wanted_regs = (data[:flags] + before[flags:], data) if data[flags:] != before[flags:] else None
         elif self.half_done:
             self.wanted_regs = (self.wanted_regs[0] if self.wanted_regs is not None else regs.get(cpu), data)
         else:

@@ -69,9 +69,12 @@ def get_msrs(vcpu: X86Vcpu, arg: int) -> int:
 
 def set_msrs(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_SET_MSRS; returns how many were written; E2BIG for more than 255."""
-    vcpu.coherent()
+    vcpu.load()
 
     def put(index: int, data: int) -> int:
+        if index == uapi.MSR_EFER and data != vcpu.cpu.efer:
+            # It changes the mode, which an instruction that is half done relies on.
+            vcpu.coherent()
         try:
             sysregs.set_(vcpu, index, data, host=True)
         except KeyError:

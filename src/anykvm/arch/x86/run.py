@@ -18,10 +18,9 @@ from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
 from anykvm.virt import stats
 
-from . import debug, hypercall, inject, msrs, pv, quirks, sync_regs, timer, tpr
+from . import debug, half_done, hypercall, inject, msrs, pv, quirks, sync_regs, timer, tpr
 from .engine import SPURIOUS
-from .half_done import EXIT_DATA, MID_INSTRUCTION
-from .vcpu import PIO_PAGE
+from .half_done import EXIT_DATA, MID_INSTRUCTION, PIO_PAGE
 
 if TYPE_CHECKING:
     from anykvm.virt.vcpu import Vcpu
@@ -164,9 +163,12 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
             if not pio_bus.write(vcpu, a, b, c):
                 return _exit_io(arch, a, b, c, True)
         elif kind == _PIO_READ:
-            answer = pio_bus.read(vcpu, a, b)
+            # c: one of a REP INS, for which userspace may have given more than one answer.
+            answer = arch.batch.take(cpu, vcpu.page, a, b) if c and arch.batch is not None else None
             if answer is None:
-                return _exit_io(arch, a, b, 0, False)
+                answer = pio_bus.read(vcpu, a, b)
+                if answer is None:
+                    return _exit_io(arch, a, b, 0, False, rep=c)
             value = answer
         elif kind == _MMIO_WRITE:
             if (lapic is None or not lapic.write(a, b, c)) and not mmio_bus.write(vcpu, a, b, c):
@@ -345,26 +347,34 @@ def _wait_for_init(arch: X86Vcpu) -> None:
     raise OSError(errno.EAGAIN, "the vCPU has received INIT")
 
 
-def _exit_io(arch: X86Vcpu, port: int, size: int, value: int, write: bool) -> int:
-    """KVM_EXIT_IO, with all that :func:`_report` would say: this is the exit that there are most of."""
+def _exit_io(arch: X86Vcpu, port: int, size: int, value: int, write: bool, *, rep: int = 0) -> int:
+    """KVM_EXIT_IO, with all that :func:`_report` would say: this is the exit that there are most of.
+
+    ``rep`` is the address size of a REP INS, for which one exit asks for many items.
+    """
     vcpu = arch.vcpu
     vcpu.stats.values[_IO_EXITS] += 1
     page = vcpu.page
     if write:
         _DATA[size](page, PIO_PAGE, value)
         arch.reply = _NOTHING
+        if port == _PORT_7E and not arch.vm.disabled_quirks & uapi.KVM_X86_QUIRK_OUT_7E_INC_RIP:
+            arch.rip_ahead = half_done.out_length(arch)
     else:
         arch.reply = (PIO_PAGE, size)
+        arch.batch = half_done.make_batch(arch.cpu, port, size, rep) if rep else None
+    count = arch.batch.count if rep and arch.batch is not None else 1
     cpu = arch.cpu
     enabled = cpu.rflags & _IF
     lapic = arch.lapic
     cr8, base = (arch.user_cr8, arch.user_apic_base) if lapic is None else (lapic.tpr >> 4, lapic.base_msr)
     ready = _ready(arch, cpu, enabled)
-    _IO(page, _IO_OFFSET, _EXIT_IO, ready, enabled != 0, 0, cr8, base, write, size, port, 1, PIO_PAGE)
+    _IO(page, _IO_OFFSET, _EXIT_IO, ready, enabled != 0, 0, cr8, base, write, size, port, count, PIO_PAGE)
     arch.reported = not arch.words[_VALID_REGS]
     return 0
 
 
+_PORT_7E: Final = 0x7E
 _NOTHING: Final = (PIO_PAGE, 0)
 """Where to find the answer to a write."""
 

@@ -181,6 +181,9 @@ def set_(vcpu: X86Vcpu, sregs: uapi.KvmSregs) -> None:
     """Write all of them; EINVAL for a combination a CPU cannot be in."""
     _check(vcpu, sregs)
     vcpu.check_apic_base(sregs.apic_base)
+    if vcpu.half_done and bytes(sregs) == bytes(get(vcpu)):
+        # Nothing changes: the instruction can wait on.
+        return
     cpu = vcpu.coherent()
     vcpu.set_apic_base(sregs.apic_base)
     _set_common(vcpu, cpu, sregs)
@@ -191,6 +194,12 @@ def set_(vcpu: X86Vcpu, sregs: uapi.KvmSregs) -> None:
             break
 
 
+def _same(one: uapi.KvmSregs2, other: uapi.KvmSregs2) -> bool:
+    """Whether they mean the same; an older userspace leaves the PDPTRs out."""
+    size = uapi.KvmSregs2.flags.offset
+    return bytes(one)[:size] == bytes(other)[:size]
+
+
 def set2(vcpu: X86Vcpu, sregs: uapi.KvmSregs2) -> None:
     """Write all of them; EINVAL also for unknown flags, and for PDPTRs where paging does not use them."""
     valid = sregs.flags & uapi.KVM_SREGS2_FLAGS_PDPTRS_VALID
@@ -198,6 +207,8 @@ def set2(vcpu: X86Vcpu, sregs: uapi.KvmSregs2) -> None:
         raise _invalid(f"kvm_sregs2.flags cannot be {sregs.flags:#x} here")
     _check(vcpu, sregs)
     vcpu.check_apic_base(sregs.apic_base)
+    if vcpu.half_done and _same(sregs, get2(vcpu)):
+        return
     cpu = vcpu.coherent()
     vcpu.set_apic_base(sregs.apic_base)
     # The engine reads the PDPTRs from memory, where a guest that may be migrated has them too.

@@ -20,7 +20,7 @@ from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 from ..sleep import Sleep
 from . import cpuid, debug, inject, lapic_x2apic, sysregs, timer, tpr
 from .engine import LINE_INTR
-from .half_done import HalfDone
+from .half_done import Batch, HalfDone
 
 if TYPE_CHECKING:
     from anykvm.virt.vcpu import Vcpu
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from .lapic import Lapic
     from .vm import X86Vm
 
-PIO_PAGE: Final = 4096 * uapi.KVM_PIO_PAGE_OFFSET
 PIO_PAGE_SIZE: Final = 4096
 MCE_BANK_BYTES: Final = 4 * 8
 CPU_MASK_BYTES: Final = 8192 // 8
@@ -99,6 +98,9 @@ class X86Vcpu(HalfDone):
         # A half-done instruction.
         self.reply: tuple[int, int] | None = None
         self.msr_exit = False
+        self.rip_ahead = 0
+        """How far RIP shows to be behind an OUT that userspace is told of (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
+        self.batch: Batch | None = None
         self.hypercall_mask = 0
         """After KVM_EXIT_HYPERCALL: the bits of RAX that userspace's answer fills."""
         self.owed: int | None = None

@@ -67,7 +67,7 @@ def get_fpu(vcpu: X86Vcpu, arg: int) -> int:
 def set_fpu(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_SET_FPU."""
     fpu = vcpu.vcpu.services.read_struct(arg, uapi.KvmFpu)
-    xsave.set_fpu(vcpu.coherent(), fpu)
+    xsave.set_fpu(vcpu.load(), fpu)
     return 0
 
 
@@ -80,7 +80,7 @@ def get_xsave(vcpu: X86Vcpu, arg: int) -> int:
 def set_xsave(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_SET_XSAVE; EINVAL."""
     area = vcpu.vcpu.services.copy_from_user(arg, xsave.XSAVE_SIZE)
-    xsave.set_xsave(vcpu.coherent(), area)
+    xsave.set_xsave(vcpu.load(), area)
     return 0
 
 
@@ -93,7 +93,7 @@ def get_xcrs(vcpu: X86Vcpu, arg: int) -> int:
 def set_xcrs(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_SET_XCRS; EINVAL."""
     xcrs = vcpu.vcpu.services.read_struct(arg, uapi.KvmXcrs)
-    xsave.set_xcrs(vcpu.coherent(), xcrs)
+    xsave.set_xcrs(vcpu.load(), xcrs)
     return 0
 
 

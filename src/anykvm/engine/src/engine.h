@@ -211,6 +211,7 @@ struct cpu {
         atomic_int nmi;
         bool want_window;
         bool park_msrs;         /* also for those that are native */
+        uintptr_t plain_io[64]; /* where in translated code there is port input that is not REP INS, by its low bits */
         bool own_ud;            /* the exception to deliver is an undefined instruction: not to be looked into */
         bool direct;            /* an MSR is read or written from outside */
         bool idle_hints;        /* MONITOR and MWAIT do nothing; else they are undefined */

@@ -200,6 +200,7 @@ struct a64_cpreg {
 
 #define X86_HF_CPL 0x3u
 #define X86_HF_INHIBIT_IRQ 0x8u
+#define X86_HF_CS32 0x10u
 #define X86_HF_LMA 0x4000u
 #define X86_HF_CS64 0x8000u
 #define X86_HF_SMM 0x80000u

@@ -28,6 +28,7 @@
 uint64_t helper_read_eflags_x86_64(void *env);
 void helper_write_eflags_x86_64(void *env, uint64_t value, uint32_t mask);
 void cpu_x86_cpuid_x86_64(void *env, uint32_t fn, uint32_t index, uint32_t *a, uint32_t *b, uint32_t *c, uint32_t *d);
+void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 void helper_check_iob_x86_64(void *env, uint32_t port);
 void helper_check_iow_x86_64(void *env, uint32_t port);
 void helper_check_iol_x86_64(void *env, uint32_t port);
@@ -61,6 +62,50 @@ static void check_port(struct cpu *c, uint32_t port, int size, uintptr_t ra)
         helper_check_iol_x86_64(c->env, port);
 }
 
+/*
+ * The address size in bytes of the REP INS that is being done, 0 if it is another instruction. Where it is not one is
+ * remembered: an address that has come to be other code since then costs no more than a REP INS seen as single inputs.
+ */
+static unsigned rep_ins(struct cpu *c, uintptr_t ra)
+{
+    uintptr_t *known = &c->x86.plain_io[(ra >> 2) % (sizeof(c->x86.plain_io) / sizeof(ra))];
+    uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t);
+    unsigned size = hflags & X86_HF_CS64 ? 8 : hflags & X86_HF_CS32 ? 4 : 2;
+    bool rep = false;
+    uint64_t va;
+
+    if (*known == ra)
+        return 0;
+    cpu_restore_state_x86_64(c->cs, ra, false);
+    va = segment(c->env, 1)->base + FIELD(c->env, X86_EIP, uint64_t);
+    for (int i = 0; i < 15; i++) {
+        unsigned char *at = tlb_vaddr_to_host_x86_64(c->env, va + (uint64_t)i, ACCESS_FETCH,
+                                                     (hflags & X86_HF_CPL) == 3 ? 1 : 2);
+        if (!at)
+            return 0;
+        switch (*at) {
+        case 0xf2: case 0xf3:
+            rep = true;
+            continue;
+        case 0x67:
+            size = size == 4 ? 2 : 4;
+            continue;
+        case 0x66: case 0x26: case 0x2e: case 0x36: case 0x3e: case 0x64: case 0x65:
+            continue;
+        case 0x6c: case 0x6d:
+            if (rep)
+                return size;
+            break;
+        default:
+            if ((*at & 0xf0) == 0x40 && size != 2 && (hflags & X86_HF_CS64))
+                continue;
+        }
+        break;
+    }
+    *known = ra;
+    return 0;
+}
+
 static uint64_t port_io(void *env, int kind, uint32_t port, int size, uint32_t value, uintptr_t ra)
 {
     struct cpu *c = x86_cpu_of(env);
@@ -68,6 +113,8 @@ static uint64_t port_io(void *env, int kind, uint32_t port, int size, uint32_t v
     port &= 0xffff;
     check_port(c, port, size, ra);
     c->fill.ra = ra;
+    if (kind == EV_PIO_READ)
+        value = rep_ins(c, ra);
     value = (uint32_t)cpu_park(c, kind, port, (uint64_t)size, value);
     if (c->abandon)
         c->m->target->restore(c, ra);
