@@ -29,6 +29,8 @@ class Found:
     """What exploring a scenario, or a part of it, found. Two of them add up, in any order, to the same."""
 
     interleavings: int = 0
+    repeated: int = 0
+    """Runs that were given up on the way, being the same as others (:mod:`.reduce`)."""
     steps: int = 0
     """The longest run, in steps."""
     outcomes: dict[Outcome, int] = field(default_factory=dict)
@@ -57,6 +59,7 @@ class Found:
     def add(self, other: Found) -> None:
         """Add what another part found."""
         self.interleavings += other.interleavings
+        self.repeated += other.repeated
         self.steps = max(self.steps, other.steps)
         for outcome, number in other.outcomes.items():
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from .track import Recorder
 from .world import World
 
 Outcome = tuple[str, ...]
@@ -44,12 +45,26 @@ class Run:
     outcome: Outcome
     failure: str | None
     labels: list[tuple[str, str]] = field(default_factory=list)
+    given_up: bool = False
+    """Whether its end was left out, being the same as that of another run."""
 
 
-def run(scenario: Scenario, arch: str, prefix: bytes, edges: set[tuple[str, str]] | None = None) -> Run:
-    """Run a scenario: the first steps by ``prefix``, the rest as each task goes on for as long as it can."""
-    world = World(arch, edges)
+def run(
+    scenario: Scenario,
+    arch: str,
+    prefix: bytes,
+    edges: set[tuple[str, str]] | None = None,
+    *,
+    recorder: Recorder | None = None,
+    pick: Callable[[int, int], int] | None = None,
+) -> Run:
+    """Run a scenario: the first steps by ``prefix``, the rest as each task goes on for as long as it can.
+
+    With ``pick`` that decides the rest, and may give the run up; ``recorder`` is told what each step reads and writes.
+    """
+    world = World(arch, edges, recorder)
     scheduler = world.scheduler
+    scheduler.pick = pick
     try:
         scenario.prepare(world)
     except Exception as error:
@@ -59,14 +74,17 @@ def run(scenario: Scenario, arch: str, prefix: bytes, edges: set[tuple[str, str]
         return lambda: task(world)
 
     world.run([body(task) for task in scenario.tasks.values()], prefix)
+    scheduler.recorder = None
     outcome: Outcome = tuple(str(task.result) for task in scheduler.tasks)
-    if scheduler.failure is None:
+    if scheduler.failure is None and not scheduler.given_up:
         complaint = None if scenario.allowed(outcome) else f"not the kernel's answers: {told(scenario, outcome)}"
         complaint = complaint or scenario.after(world)
         if complaint is not None:
             scheduler.fail(complaint)
         world.finish()
-    return Run(bytes(scheduler.schedule), scheduler.enabled, outcome, scheduler.failure, scheduler.labels)
+    done = Run(bytes(scheduler.schedule), scheduler.enabled, outcome, scheduler.failure, scheduler.labels)
+    done.given_up = scheduler.given_up
+    return done
 
 
 def told(scenario: Scenario, outcome: Outcome) -> str:

@@ -23,7 +23,7 @@ def _create_gic(world: World) -> str:
     request = KvmCreateDevice(common.KVM_DEV_TYPE_ARM_VGIC_V3)
     answer = world.try_ioctl(world.fd, rq.KVM_CREATE_DEVICE, request)
     if answer == OK:
-        world.fds[_GIC] = request.fd
+        world.tell(_GIC, request.fd)
     return answer
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from .schedule import TASKS
+from .track import Recorder
 
 Label = tuple[str, str]
 """What a point is about: its kind and the name of the thing."""
@@ -82,12 +83,31 @@ class Mutex:
         else:
             scheduler.point(("try lock", self.name))
             if self.held:
+                self._tell()
                 return False
             task.held.append(self)
         self.held = True
         if not self.queue:
             self.holder = task
+        self._tell(taken=blocking)
         return True
+
+    def _tell(self, *, taken: bool = False, given: bool = False) -> None:
+        """Tell the recorder: whoever only tries finds the mutex held or not, whichever task had it."""
+        recorder = self._scheduler.recorder
+        if recorder is None or recorder.step is None:
+            return
+        name = recorder.name(self)
+        if self.queue:
+            recorder.write(name)
+        elif taken:
+            recorder.step.acquired = name
+            recorder.read(name)
+        elif given:
+            recorder.step.released.append(name)
+            recorder.read(name)
+        else:
+            recorder.write(name)
 
     def release(self) -> None:
         """Give it back; the point is after it."""
@@ -100,6 +120,7 @@ class Mutex:
             holder.held.remove(self)
         self.held = False
         self.holder = None
+        self._tell(given=True)
         self._scheduler.point(("unlock", self.name))
 
     def locked(self) -> bool:
@@ -130,6 +151,12 @@ class Scheduler:
         self.labels: list[Label] = []
         self.edges: set[tuple[str, str]] = edges if edges is not None else set()
         """Which mutex was taken with which held, by name."""
+        self.recorder: Recorder | None = None
+        """Told what each step reads and writes, if there is one."""
+        self.pick: Callable[[int, int], int] | None = None
+        """Says who makes the next step, from the mask of those who can and the task of the last step; negative: nobody."""
+        self.given_up = False
+        """Whether ``pick`` said nobody: the rest of this run is the same as another's."""
         self._check = check
         self._prefix = b""
         self._hub: Any = None
@@ -162,6 +189,9 @@ class Scheduler:
 
     def _choose(self) -> Task | None:
         """Say who makes the next step; None when all is done, or nothing can go on."""
+        recorder = self.recorder
+        if recorder is not None:
+            recorder.end()
         complaint = self.failure or self._check()
         if complaint is not None:
             self.fail(complaint)
@@ -175,24 +205,35 @@ class Scheduler:
         if not mask:
             self._nobody()
             return None
-        step = len(self.schedule)
-        if step < len(self._prefix):
-            number = self._prefix[step]
-            if not mask >> number & 1:
-                self.fail(f"the schedule does not fit: task {TASKS[number]} cannot make step {step + 1}")
-                return None
-        else:
-            number = self.schedule[-1] if step else 0
-            if not mask >> number & 1:
-                number = (mask & -mask).bit_length() - 1
-            if step >= MAX_STEPS:
-                self.fail(f"no end after {MAX_STEPS} steps")
-                return None
+        number = self._number(mask)
+        if number < 0:
+            return None
         chosen = self.tasks[number]
         self.schedule.append(number)
         self.enabled.append(mask)
         self.labels.append(chosen.label)
+        if recorder is not None:
+            recorder.begin(number)
         return chosen
+
+    def _number(self, mask: int) -> int:
+        """The number of the task that makes the next step; negative if the run ends here."""
+        step = len(self.schedule)
+        last = self.schedule[-1] if step else -1
+        if step < len(self._prefix):
+            number = self._prefix[step]
+            if not mask >> number & 1:
+                self.fail(f"the schedule does not fit: task {TASKS[number]} cannot make step {step + 1}")
+                return -1
+        elif self.pick is not None:
+            number = self.pick(mask, last)
+            self.given_up = number < 0
+        else:
+            number = last if last >= 0 and mask >> last & 1 else (mask & -mask).bit_length() - 1
+        if step >= MAX_STEPS:
+            self.fail(f"no end after {MAX_STEPS} steps")
+            return -1
+        return number
 
     def _nobody(self) -> None:
         told = []
@@ -235,7 +276,7 @@ class Scheduler:
             self.current = chosen
             chosen.greenlet.switch()
         self.current = None
-        if self.failure is not None:
+        if self.failure is not None or self.given_up:
             self._abort()
 
     def _abort(self) -> None:

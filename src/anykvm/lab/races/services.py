@@ -8,7 +8,7 @@ import select
 from collections.abc import Callable
 from functools import wraps
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from anykvm.virt.handles import FileTable, KvmFile
 from anykvm.virt.points import ACQUIRES, Acquire
@@ -16,6 +16,14 @@ from anykvm.virt.services import Charge, Closable, Memory, Services
 
 if TYPE_CHECKING:
     from .scheduler import Mutex, Scheduler
+
+
+FDS: Final = "fds"
+"""To a recorder: which numbers of fds are free. Making one is a read, since no answer shows a number."""
+FILES: Final = "files"
+"""To a recorder: what KVM knows by an fd."""
+NEWEST_FD: Final = "newest fd"
+"""To a recorder: what a program would guess."""
 
 
 class StoppedTimer:
@@ -32,6 +40,9 @@ class StoppedTimer:
     def _use(self) -> None:
         if self.freed:
             self._scheduler.fail(f"the timer {self.name!r} is used after it was freed")
+        recorder = self._scheduler.recorder
+        if recorder is not None:
+            recorder.read(recorder.name(self))
 
     def arm(self, deadline_ns: int) -> None:
         """Note the deadline."""
@@ -81,6 +92,7 @@ class ScheduledServices(Services):
         if made.held and not made.queue:
             self._scheduler.fail(f"{made.name} is freed while it is held")
         made.freed = True
+        self._changed(made)
         super().free_mutex(mutex)
 
     def timer(self, name: str, callback: Callable[[], None]) -> Any:
@@ -96,8 +108,13 @@ class ScheduledServices(Services):
     def memfd(self, name: str, size: int) -> int:
         """As the services do; a vCPU's is noted."""
         fd = super().memfd(name, size)
+        recorder = self._scheduler.recorder
+        if recorder is not None:
+            recorder.read(FDS)
         if name.startswith("kvm-vcpu:"):
             self.newest_vcpu_fd = fd
+            if recorder is not None:
+                recorder.write(NEWEST_FD)
         return fd
 
     # Points before something is given back, or shown.
@@ -112,6 +129,7 @@ class ScheduledServices(Services):
         self._scheduler.point(("free", timer.name))
         super().free_timer(timer)
         timer.freed = True
+        self._changed(timer)
 
     def give_back(self, kind: str, thing: Closable) -> None:
         """As the services do."""
@@ -121,7 +139,15 @@ class ScheduledServices(Services):
     def close_fd(self, fd: int) -> None:
         """As the services do."""
         self._scheduler.point(("close", "fd"))
+        recorder = self._scheduler.recorder
+        if recorder is not None:
+            recorder.write(FDS)
         super().close_fd(fd)
+
+    def _changed(self, thing: object) -> None:
+        recorder = self._scheduler.recorder
+        if recorder is not None:
+            recorder.write(recorder.name(thing))
 
     def publish(self, what: str) -> None:
         """The next statement makes something visible."""
@@ -160,9 +186,13 @@ class ScheduledFiles(FileTable):
     def install(self, fd: int, file: KvmFile) -> None:
         """As the table does."""
         super().install(fd, file)
+        if self._scheduler.recorder is not None:
+            self._scheduler.recorder.write(FILES)
         self._scheduler.point(("installed", f"{file.kind} fd"))
 
     def take(self, fd: int) -> KvmFile | None:
         """As the table does."""
         self._scheduler.point(("take", "fd"))
+        if self._scheduler.recorder is not None:
+            self._scheduler.recorder.write(FILES)
         return super().take(fd)

@@ -20,9 +20,11 @@ from anykvm.virt.vm import Vm, VmFile
 
 from . import invariants
 from .scheduler import Scheduler
-from .services import ScheduledFiles, ScheduledServices
+from .track import Recorder
+from .services import FDS, FILES, NEWEST_FD, ScheduledFiles, ScheduledServices
 
 OK = "ok"
+_TOLD: Final = "told"
 _IMMEDIATE_EXIT: Final = KvmRun.immediate_exit.offset
 
 
@@ -44,6 +46,23 @@ class ScheduledBackend(SoftwareBackend):
         super().__init__(invariants.watched(_hooks(arch), scheduler), self.scheduled)
         self.files = ScheduledFiles(scheduler)
         self._by_fd = self.files.by_fd
+        self._scheduler = scheduler
+
+    def _look_up(self) -> None:
+        recorder = self._scheduler.recorder
+        if recorder is not None:
+            recorder.read(FILES)
+            recorder.read(FDS)
+
+    def ioctl(self, fd: int, request: int, arg: int = 0) -> int:
+        """As the backend does."""
+        self._look_up()
+        return super().ioctl(fd, request, arg)
+
+    def mmap(self, fd: int, length: int) -> memoryview:
+        """As the backend does."""
+        self._look_up()
+        return super().mmap(fd, length)
 
 
 class World:
@@ -52,9 +71,12 @@ class World:
     Userspace is careless here: it uses the number of a vCPU's fd before it was told it, and closes what others use.
     """
 
-    def __init__(self, arch: str, edges: set[tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self, arch: str, edges: set[tuple[str, str]] | None = None, recorder: Recorder | None = None
+    ) -> None:
         self.arch = arch
         self.scheduler = Scheduler(self.check, edges)
+        self.scheduler.recorder = recorder
         self.backend = ScheduledBackend(arch, self.scheduler)
         self.services = self.backend.scheduled
         self.kvm = self.backend.open()
@@ -63,8 +85,7 @@ class World:
         file = self.backend.files.find(self.fd)
         assert isinstance(file, VmFile)
         self.vm: Vm = file.vm
-        self.fds: dict[int, int] = {}
-        """The vCPU fds userspace was told, by id."""
+        self._fds: dict[int, int] = {}
         self.keep: list[Any] = []
 
     @property
@@ -75,6 +96,19 @@ class World:
     def check(self) -> str | None:
         """What is wrong now."""
         return invariants.check_vm(self.vm)
+
+    @property
+    def fds(self) -> dict[int, int]:
+        """The vCPU fds userspace was told, by id; a scenario may keep others there."""
+        if self.scheduler.recorder is not None:
+            self.scheduler.recorder.read(_TOLD)
+        return self._fds
+
+    def tell(self, number: int, fd: int) -> None:
+        """Userspace learns of an fd."""
+        if self.scheduler.recorder is not None:
+            self.scheduler.recorder.write(_TOLD)
+        self._fds[number] = fd
 
     # Userspace's side. Each tells "ok" or the name of the errno.
 
@@ -100,9 +134,10 @@ class World:
     def create_vcpu(self, vcpu_id: int) -> str:
         """KVM_CREATE_VCPU."""
         try:
-            self.fds[vcpu_id] = self.backend.ioctl(self.fd, rq.KVM_CREATE_VCPU, vcpu_id)
+            fd = self.backend.ioctl(self.fd, rq.KVM_CREATE_VCPU, vcpu_id)
         except OSError as refusal:
             return _named(refusal)
+        self.tell(vcpu_id, fd)
         return OK
 
     def enable_cap(self, cap: int, value: int) -> str:
@@ -113,6 +148,8 @@ class World:
 
     def guess(self) -> int:
         """The number of the newest vCPU's fd, as a program that has been told nothing would guess it."""
+        if self.scheduler.recorder is not None:
+            self.scheduler.recorder.read(NEWEST_FD)
         return self.services.newest_vcpu_fd
 
     def close(self, fd: int) -> str:
@@ -160,7 +197,7 @@ class World:
             for task in scheduler.tasks:
                 if task.error is not None:
                     scheduler.fail(f"{task.name}: {type(task.error).__name__}: {task.error}")
-        if scheduler.failure is not None:
+        if scheduler.failure is not None or scheduler.given_up:
             self.abandon()
 
     def finish(self) -> None:
