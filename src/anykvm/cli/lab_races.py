@@ -23,6 +23,14 @@ from .lab import scale
 @click.argument("arch", required=False)
 @click.option("--scenario", "names", multiple=True, metavar="NAME", help="Only this one; may be given again.")
 @click.option("--bound", type=click.IntRange(0, 20), help="How many preemptions; by default what suits each scenario.")
+@click.option("--all", "every", is_flag=True, help="Without a bound: every order, up to swaps of independent steps.")
+@click.option(
+    "--most",
+    type=click.IntRange(min=0),
+    default=20_000,
+    show_default=True,
+    help="With --all: leave a scenario after so many runs; 0 is never.",
+)
 @click.option("--list", "list_only", is_flag=True, help="Only say which scenarios there are.")
 @click.option("--replay", metavar="ARCH/SCENARIO:SCHEDULE", help="Run one schedule, and show its steps.")
 @scale
@@ -33,13 +41,15 @@ def races(
     arch: str | None,
     names: tuple[str, ...],
     bound: int | None,
+    every: bool,
+    most: int,
     list_only: bool,
     replay: str | None,
     processes: int | None,
     scheduler: str | None,
     resume: Path | None,
 ) -> int:
-    """Run every order of a few operations on one VM, with at most so many preemptions.
+    """Run every order of a few operations on one VM, with at most so many preemptions, or with --all without a bound.
 
     Looks at every step whether what always holds does hold. A failing order is printed so that --replay runs it again.
     The exit status is 1 if any failed.
@@ -52,11 +62,16 @@ def races(
             click.echo(f"{one_arch:6} {scenario.name:25} {scenario.what}")
         return 0
     began = time.monotonic()
-    items = [
-        item
-        for one_arch, scenario in chosen
-        for item in plan.items(one_arch, scenario.name, scenario.bound if bound is None else bound)
-    ]
+    if every:
+        if bound is not None:
+            raise click.UsageError("--all has no bound: leave one of --all and --bound out")
+        items = [plan.item_of_all(one_arch, scenario.name, most) for one_arch, scenario in chosen]
+    else:
+        items = [
+            item
+            for one_arch, scenario in chosen
+            for item in plan.items(one_arch, scenario.name, scenario.bound if bound is None else bound)
+        ]
     with closing(
         spread(plan.work, items, processes=processes, scheduler=scheduler, resume=resume, progress="orders")
     ) as found:
@@ -99,14 +114,19 @@ def _show(rows: list[report.Row], seconds: float) -> None:
     click.echo(_LINE.format(*_TITLES))
     for row in rows:
         found = row.found
-        counts = (len(row.scenario.tasks), len(found.points), found.steps, row.bound)
-        results = (found.interleavings, len(found.outcomes), found.failing)
-        click.echo(_LINE.format(row.arch, row.scenario.name, *counts, *(f"{number:,}" for number in results)))
+        bound = "none" if row.bound is None else row.bound
+        counts = (len(row.scenario.tasks), len(found.points), found.steps, bound)
+        orders = f"{found.interleavings:,}{'+' if found.cut else ''}"
+        results = (len(found.outcomes), f"{found.failing:,}")
+        click.echo(_LINE.format(row.arch, row.scenario.name, *counts, orders, *results))
     for row in rows:
         for schedule, why in row.found.failures:
             click.echo(f"{row.arch}/{row.scenario.name}: {why}")
             if schedule:
                 click.echo(f"  anykvm lab races --replay {row.replay(schedule)}")
+    cut = [f"{row.arch}/{row.scenario.name}" for row in rows if row.found.cut]
+    if cut:
+        messages.line(f"not finished, --most says so: {', '.join(cut)}")
     total = sum(row.found.interleavings for row in rows)
     failing = sum(row.found.failing for row in rows)
     messages.line(f"{total:,} orders in {seconds:.1f} s ({total / seconds * 60:,.0f} a minute), {failing:,} failing")

@@ -31,6 +31,8 @@ class Found:
     interleavings: int = 0
     repeated: int = 0
     """Runs that were given up on the way, being the same as others (:mod:`.reduce`)."""
+    cut: bool = False
+    """Whether the search was ended before its end."""
     steps: int = 0
     """The longest run, in steps."""
     outcomes: dict[Outcome, int] = field(default_factory=dict)
@@ -60,6 +62,7 @@ class Found:
         """Add what another part found."""
         self.interleavings += other.interleavings
         self.repeated += other.repeated
+        self.cut = self.cut or other.cut
         self.steps = max(self.steps, other.steps)
         for outcome, number in other.outcomes.items():
             self.outcomes[outcome] = self.outcomes.get(outcome, 0) + number

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from anykvm.virt.hooks import ArchHooks
@@ -82,11 +83,11 @@ def check_edges(edges: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-def watched(hooks: ArchHooks, scheduler: Scheduler) -> ArchHooks:
-    """Make hooks that also say when the contract is broken; they are of a subclass of the architecture's own."""
-    kind: Any = type(hooks)
+@cache
+def _watched(kind: Any) -> Any:
+    """A subclass of an architecture's hooks; each has the ``scheduler`` it tells."""
 
-    def usable(vcpu: Vcpu) -> None:
+    def usable(scheduler: Scheduler, vcpu: Vcpu) -> None:
         if not 0 <= vcpu.vcpu_idx < vcpu.vm.online_vcpus:
             scheduler.fail(f"an ioctl runs on vCPU {vcpu.vcpu_id} before it is online")
         if vcpu.destroyed:
@@ -98,34 +99,40 @@ def watched(hooks: ArchHooks, scheduler: Scheduler) -> ArchHooks:
         below = getattr(kind, name)
 
         def hook(self: Any, vcpu: Vcpu, *arguments: Any) -> Any:
-            usable(vcpu)
+            usable(self.scheduler, vcpu)
             return below(self, vcpu, *arguments)
 
         return hook
 
     def vcpu_precreate(self: Any, vm: Vm, vcpu_id: int) -> None:
         if not vm.lock.locked():
-            scheduler.fail("precreate is called without the VM's lock")
+            self.scheduler.fail("precreate is called without the VM's lock")
         kind.vcpu_precreate(self, vm, vcpu_id)
 
     def vcpu_postcreate(self: Any, vcpu: Vcpu) -> None:
-        usable_now = 0 <= vcpu.vcpu_idx < vcpu.vm.online_vcpus
-        if not usable_now and not vcpu.destroyed:
-            scheduler.fail(f"postcreate is called on vCPU {vcpu.vcpu_id} before it is online")
+        if not 0 <= vcpu.vcpu_idx < vcpu.vm.online_vcpus and not vcpu.destroyed:
+            self.scheduler.fail(f"postcreate is called on vCPU {vcpu.vcpu_id} before it is online")
         kind.vcpu_postcreate(self, vcpu)
 
     def vcpu_destroy(self: Any, vcpu: Vcpu) -> None:
         vm = vcpu.vm
         if any(other is vcpu for other in vm.vcpu_array[: vm.online_vcpus]):
-            scheduler.fail(f"vCPU {vcpu.vcpu_id} is destroyed while it can be found")
+            self.scheduler.fail(f"vCPU {vcpu.vcpu_id} is destroyed while it can be found")
         kind.vcpu_destroy(self, vcpu)
 
     def vm_destroy(self: Any, vm: Vm) -> None:
         if vm.online_vcpus or vm.vcpu_array:
-            scheduler.fail("the architecture's VM is destroyed before its vCPUs")
+            self.scheduler.fail("the architecture's VM is destroyed before its vCPUs")
         kind.vm_destroy(self, vm)
 
     body: dict[str, Any] = {name: on_vcpu(name) for name in ("vcpu_ioctl", "vcpu_run", "vcpu_complete_io")}
     body |= {hook.__name__: hook for hook in (vcpu_precreate, vcpu_postcreate, vcpu_destroy, vm_destroy)}
-    made: ArchHooks = type(f"Watched{kind.__name__}", (kind,), body)()
-    return made
+    return type(f"Watched{kind.__name__}", (kind,), body)
+
+
+def watched(hooks: ArchHooks, scheduler: Scheduler) -> ArchHooks:
+    """Make hooks that also say when the contract is broken; they are of a subclass of the architecture's own."""
+    made = _watched(type(hooks))()
+    made.scheduler = scheduler
+    kept: ArchHooks = made
+    return kept

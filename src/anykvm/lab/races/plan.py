@@ -11,6 +11,7 @@ from typing import Any
 
 from . import scenarios
 from .explore import Found, branches, explore
+from .reduce import explore_all
 from .scenario import run
 from .schedule import from_text, to_text
 
@@ -27,10 +28,17 @@ def items(arch: str, name: str, bound: int) -> list[Item]:
     return [*({**piece, "start": start} for start in starts), {**piece, "start": None}]
 
 
+def item_of_all(arch: str, name: str, most: int) -> Item:
+    """A scenario without a bound is one piece; ``most`` runs at most, 0 for no limit."""
+    return {"arch": arch, "scenario": name, "bound": None, "most": most}
+
+
 def work(item: Item) -> Result:
-    """Do a piece: every schedule that begins with ``start``, or the first run alone for None."""
+    """Do a piece: every schedule that begins with ``start``, the first run alone for None, or all without a bound."""
     scenario = scenarios.find(item["arch"], item["scenario"])
-    if item["start"] is None:
+    if item["bound"] is None:
+        found = explore_all(scenario, item["arch"], most=item["most"])
+    elif item["start"] is None:
         found = Found()
         found.add_run(run(scenario, item["arch"], b"", found.edges))
     else:
@@ -42,6 +50,8 @@ def to_json(found: Found) -> Result:
     """Write what was found; equal results are equal text."""
     return {
         "interleavings": found.interleavings,
+        "repeated": found.repeated,
+        "cut": found.cut,
         "steps": found.steps,
         "outcomes": [[list(outcome), number] for outcome, number in sorted(found.outcomes.items())],
         "failing": found.failing,
@@ -55,6 +65,8 @@ def from_json(result: Result) -> Found:
     """Read what :func:`to_json` wrote."""
     return Found(
         interleavings=result["interleavings"],
+        repeated=result["repeated"],
+        cut=result["cut"],
         steps=result["steps"],
         outcomes={tuple(outcome): number for outcome, number in result["outcomes"]},
         failing=result["failing"],

@@ -10,6 +10,7 @@ something that depends on it happens, so that no order is run twice (sleep sets:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from .explore import Found
@@ -34,7 +35,7 @@ class _Clocks:
     def __init__(self, tasks: int) -> None:
         self.of_step: list[list[int]] = []
         self.task_of: list[int] = []
-        self._last: list[list[int]] = [[0] * tasks for _ in range(tasks)]
+        self.last: list[list[int]] = [[0] * tasks for _ in range(tasks)]
         self._taken: dict[Var, int] = {}
         self._given: dict[Var, list[int]] = {}
         self._written: dict[Var, int] = {}
@@ -45,11 +46,11 @@ class _Clocks:
         before = self._taken.get(var)
         if before is None or self.task_of[before] == task:
             return None
-        return before if self._last[task][self.task_of[before]] <= before else None
+        return before if self.last[task][self.task_of[before]] <= before else None
 
     def add(self, task: int, foot: Footprint) -> list[int]:
         """Add the next step; gives the earlier ones it could have come before, had it been sooner."""
-        clock = self._last[task].copy()
+        clock = self.last[task].copy()
         races = []
         if foot.acquired is not None:
             before = self.race(task, foot.acquired)
@@ -64,9 +65,13 @@ class _Clocks:
         clock[task] = step + 1
         self.of_step.append(clock)
         self.task_of.append(task)
-        self._last[task] = clock
+        self.last[task] = clock
         self._remember(task, step, clock, foot)
         return races
+
+    def follows(self, step: int, before: int) -> bool:
+        """Whether a step comes after an earlier one because of what they do."""
+        return self.of_step[step][self.task_of[before]] > before
 
     def _conflicts(self, task: int, foot: Footprint) -> set[int]:
         found = set()
@@ -84,6 +89,8 @@ class _Clocks:
     def _remember(self, task: int, step: int, clock: list[int], foot: Footprint) -> None:
         if foot.acquired is not None:
             self._taken[foot.acquired] = step
+        if foot.tried is not None:
+            self._taken[foot.tried] = step
         for var in foot.released:
             self._given[var] = clock
         for var in foot.reads:
@@ -107,7 +114,7 @@ class _Search:
         self._tasks = tasks
         self._recorder = Recorder()
 
-    def picker(self, recorder: Recorder, prefix: int) -> None:
+    def begin(self, recorder: Recorder, prefix: int) -> None:
         """A new run begins: its first ``prefix`` steps are those of the path."""
         self._recorder = recorder
         del self.path[prefix:]
@@ -132,44 +139,38 @@ class _Search:
         self.path.append(_Node(mask, number, sleep, {number}))
         return number
 
-    def plan(self, steps: list[Footprint]) -> None:
-        """Look at a run that has ended, and note at each node who should go first there some time."""
-        clocks = _Clocks(self._tasks)
-        for node, foot in zip(self.path, steps, strict=False):
-            task = node.chosen
-            races = clocks.add(task, foot)
-            for before in races:
-                self._want(before, len(clocks.of_step) - 1, task, clocks)
+    def plan(self, steps: list[Footprint], waiting: dict[int, Var]) -> None:
+        """Look at a run that has ended, and note at each node who should go first there some time.
 
-    def stuck(self, steps: list[Footprint], waiting: dict[int, Var]) -> None:
-        """After a run in which tasks waited at the end: each could have had its mutex before whoever took it."""
+        ``waiting`` are the tasks that waited for a mutex at its end: they could have had it before whoever took it.
+        """
         clocks = _Clocks(self._tasks)
-        for node, foot in zip(self.path, steps, strict=False):
-            clocks.add(node.chosen, foot)
+        for step, (node, foot) in enumerate(zip(self.path, steps, strict=False)):
+            for before in clocks.add(node.chosen, foot):
+                self._want(before, step, node.chosen, clocks)
         for task, var in waiting.items():
-            before = clocks.race(task, var)
-            if before is not None:
-                self._want(before, None, task, clocks)
+            taken = clocks.race(task, var)
+            if taken is not None:
+                self._want(taken, len(clocks.of_step), task, clocks)
 
-    def _want(self, before: int, step: int | None, task: int, clocks: _Clocks) -> None:
+    def _want(self, before: int, step: int, task: int, clocks: _Clocks) -> None:
+        """Plan an order in which a step comes before an earlier one that it depends on.
+
+        What leads there from the state before that: the steps since that do not depend on it, and then the step. Any
+        task that can begin this is as good as another (a source set: Abdulla and others, 2014); one that sleeps has.
+        """
         node = self.path[before]
-        if node.enabled >> task & 1:
-            node.wanted.add(task)
-            return
-        able = {other for other in range(self._tasks) if node.enabled >> other & 1}
-        if step is not None:
-            # A task that has to go on before this step can: then this step is nearer.
-            clock = clocks.of_step[step]
-            helps = {
-                clocks.task_of[between]
-                for between in range(before + 1, step)
-                if clock[clocks.task_of[between]] > between and clocks.task_of[between] in able
-            }
-            if helps:
-                if not helps & node.wanted:
-                    node.wanted.add(min(helps))
-                return
-        node.wanted |= able
+        led = [other for other in range(before + 1, step) if not clocks.follows(other, before)]
+        first: set[int] = set()
+        moved: set[int] = set()
+        for at, other in enumerate((*led, step)):
+            by = task if other == step else clocks.task_of[other]
+            clock = clocks.of_step[other] if other < len(clocks.of_step) else clocks.last[task]
+            if by not in moved and not any(clock[clocks.task_of[one]] > one for one in led[:at]):
+                first.add(by)
+            moved.add(by)
+        if not first & (node.wanted | node.sleep.keys()):
+            node.wanted.add(min(first))
 
     def next(self, steps: list[Footprint]) -> bytes | None:
         """Finish the deepest node that has something left; gives the prefix of the next run, None when all is done."""
@@ -186,25 +187,43 @@ class _Search:
         return None
 
 
+Runner = Callable[[bytes, Recorder, Callable[[int, int], int]], Run]
+"""Makes a run: its first steps, who is told of each step, who decides the rest."""
+
+
+def reduced(tasks: int, runner: Runner, fresh: Callable[[], Recorder]) -> Iterator[Run]:
+    """Give the runs that stand for all orders of so many tasks; some are given up, being the same as another."""
+    search = _Search(tasks)
+    prefix: bytes | None = b""
+    while prefix is not None:
+        recorder = fresh()
+        search.begin(recorder, len(prefix))
+        one = runner(prefix, recorder, search.pick)
+        search.plan(recorder.steps, one.waiting)
+        yield one
+        prefix = search.next(recorder.steps)
+
+
 def explore_all(scenario: Scenario, arch: str, *, stop_at_failure: bool = False, most: int = 0) -> Found:
     """Run every order of a scenario up to swaps of independent steps; ``most`` runs at most, 0 for no limit.
 
-    ``found.repeated`` counts the runs that were given up on the way, being the same as others.
+    ``found.repeated`` counts the runs that were given up on the way, being the same as others; ``found.cut`` says that
+    there would have been more.
     """
     found = Found()
-    search = _Search(len(scenario.tasks))
+
+    def runner(prefix: bytes, recorder: Recorder, pick: Callable[[int, int], int]) -> Run:
+        return run(scenario, arch, prefix, found.edges, recorder=recorder, pick=pick)
+
     with tracking() as fresh:
-        prefix: bytes | None = b""
-        while prefix is not None:
-            recorder = fresh()
-            search.picker(recorder, len(prefix))
-            one: Run = run(scenario, arch, prefix, found.edges, recorder=recorder, pick=search.pick)
+        for one in reduced(len(scenario.tasks), runner, fresh):
+            if most and found.interleavings + found.repeated == most:
+                found.cut = True
+                break
             if one.given_up:
                 found.repeated += 1
             else:
                 found.add_run(one)
-            search.plan(recorder.steps)
-            if (one.failure is not None and stop_at_failure) or found.interleavings + found.repeated == most:
+            if one.failure is not None and stop_at_failure:
                 break
-            prefix = search.next(recorder.steps)
     return found

@@ -19,7 +19,8 @@ class Row:
 
     arch: str
     scenario: Scenario
-    bound: int
+    bound: int | None
+    """None: without one, and orders that differ by swaps of independent steps count as one."""
     found: Found
 
     def as_json(self) -> dict[str, Any]:
@@ -34,6 +35,8 @@ class Row:
             "points": len(found.points),
             "steps": found.steps,
             "interleavings": found.interleavings,
+            "repeated": found.repeated,
+            "complete": not found.cut,
             "outcomes": {told(self.scenario, outcome): number for outcome, number in sorted(found.outcomes.items())},
             "failing": found.failing,
             "failures": [
@@ -48,13 +51,13 @@ class Row:
 
 def rows(done: Iterable[tuple[plan.Item, plan.Result]]) -> list[Row]:
     """Add the pieces up, by architecture and scenario in the order of their tables."""
-    made: dict[tuple[str, str, int], Found] = {}
+    made: dict[tuple[str, str, int | None], Found] = {}
     for item, result in done:
         key = (item["arch"], item["scenario"], item["bound"])
         made.setdefault(key, Found()).add(plan.from_json(result))
     order = [(arch, scenario.name) for arch, all_of_it in scenarios.ALL.items() for scenario in all_of_it]
     found = []
-    for arch, name, bound in sorted(made, key=lambda key: (order.index(key[:2]), key[2])):
+    for arch, name, bound in sorted(made, key=lambda key: order.index(key[:2])):
         one = made[arch, name, bound]
         one.conclude()
         found.append(Row(arch, scenarios.find(arch, name), bound, one))

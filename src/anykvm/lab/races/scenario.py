@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from .track import Recorder
+from .track import Recorder, Var
 from .world import World
 
 Outcome = tuple[str, ...]
@@ -47,6 +47,8 @@ class Run:
     labels: list[tuple[str, str]] = field(default_factory=list)
     given_up: bool = False
     """Whether its end was left out, being the same as that of another run."""
+    waiting: dict[int, Var] = field(default_factory=dict)
+    """For a recorder: which tasks waited for which mutex when it ended."""
 
 
 def run(
@@ -74,7 +76,11 @@ def run(
         return lambda: task(world)
 
     world.run([body(task) for task in scenario.tasks.values()], prefix)
-    scheduler.recorder = None
+    waiting: dict[int, Var] = {}
+    if recorder is not None:
+        recorder.end()
+        waiting = {task.number: recorder.name(task.wants) for task in scheduler.tasks if task.wants is not None}
+        scheduler.recorder = None
     outcome: Outcome = tuple(str(task.result) for task in scheduler.tasks)
     if scheduler.failure is None and not scheduler.given_up:
         complaint = None if scenario.allowed(outcome) else f"not the kernel's answers: {told(scenario, outcome)}"
@@ -84,6 +90,7 @@ def run(
         world.finish()
     done = Run(bytes(scheduler.schedule), scheduler.enabled, outcome, scheduler.failure, scheduler.labels)
     done.given_up = scheduler.given_up
+    done.waiting = waiting
     return done
 
 

@@ -83,7 +83,7 @@ class Mutex:
         else:
             scheduler.point(("try lock", self.name))
             if self.held:
-                self._tell()
+                self._tell(missed=True)
                 return False
             task.held.append(self)
         self.held = True
@@ -92,7 +92,7 @@ class Mutex:
         self._tell(taken=blocking)
         return True
 
-    def _tell(self, *, taken: bool = False, given: bool = False) -> None:
+    def _tell(self, *, taken: bool = False, given: bool = False, missed: bool = False) -> None:
         """Tell the recorder: whoever only tries finds the mutex held or not, whichever task had it."""
         recorder = self._scheduler.recorder
         if recorder is None or recorder.step is None:
@@ -108,6 +108,8 @@ class Mutex:
             recorder.read(name)
         else:
             recorder.write(name)
+            if not missed:
+                recorder.step.tried = name
 
     def release(self) -> None:
         """Give it back; the point is after it."""
@@ -154,7 +156,7 @@ class Scheduler:
         self.recorder: Recorder | None = None
         """Told what each step reads and writes, if there is one."""
         self.pick: Callable[[int, int], int] | None = None
-        """Says who makes the next step, from the mask of those who can and the task of the last step; negative: nobody."""
+        """Says who makes the next step, from the mask of those who can and the last step's task; negative: nobody."""
         self.given_up = False
         """Whether ``pick`` said nobody: the rest of this run is the same as another's."""
         self._check = check
@@ -163,7 +165,11 @@ class Scheduler:
 
     def mutex(self, name: str) -> Mutex:
         """Make a mutex."""
-        return Mutex(self, name)
+        made = Mutex(self, name)
+        if self.recorder is not None:
+            # Its name must not depend on who takes it first.
+            self.recorder.name(made)
+        return made
 
     def locked(self, task: Task, mutex: Mutex) -> None:
         """A task has waited for a mutex and has it."""

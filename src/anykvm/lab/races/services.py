@@ -98,6 +98,8 @@ class ScheduledServices(Services):
     def timer(self, name: str, callback: Callable[[], None]) -> Any:
         """A timer that never fires."""
         timer: Any = StoppedTimer(self._scheduler, name)
+        if self._scheduler.recorder is not None:
+            self._scheduler.recorder.name(timer)
         self._hold(timer, "timer", name)
         return timer
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What each step of a run reads and writes of what tasks share: two steps that share nothing can be swapped.
 
-While :func:`tracking` is in force, the classes of ``virt/`` and ``arch/`` tell a :class:`Recorder` about every attribute
-that is read or set, and lists, dicts and sets that are attributes tell of their changes. Objects are named by who made
-them and in what order, so that a step means the same in every run. What is not seen that way (numbers of fds, the table
-of fds, timers) is told by the services of this package.
+While :func:`tracking` is in force, the classes of ``virt/`` and ``arch/`` tell a :class:`Recorder` of each attribute that
+is read or set, and lists, dicts and sets that are attributes tell of their changes. Objects are named by who made them
+and in what order, so that a step means the same in every run. What is not seen that way (numbers of fds, the table of
+fds, timers) is told by the services of this package.
 
 What does not count: statistics; the clock, whose values no answer shows; the engine's machine, whose users either hold
 ``slots_lock`` or only make CPUs, which can be done in any order; a GIC's single interrupts, which are reached through
@@ -47,14 +47,15 @@ INVARIANTS: Final = "invariants"
 
 
 class Footprint:
-    """What a step reads and writes, the mutex it waited for and took, those it gave back."""
+    """What a step reads and writes, the mutex it waited for and took, the one it took by trying, those it gave back."""
 
-    __slots__ = ("acquired", "reads", "released", "writes")
+    __slots__ = ("acquired", "reads", "released", "tried", "writes")
 
     def __init__(self) -> None:
         self.reads: set[Var] = set()
         self.writes: set[Var] = set()
         self.acquired: Var | None = None
+        self.tried: Var | None = None
         self.released: list[Var] = []
 
     def conflicts(self, other: Footprint) -> bool:
@@ -93,7 +94,7 @@ class Recorder:
         self._owner = -1
 
     def name(self, thing: object) -> tuple[int, int]:
-        """An object's name: who met it first, and the how-manieth that was."""
+        """An object's name: who made it, and the how-manieth that was; so it is asked for first when it is made."""
         name = self._names.get(id(thing))
         if name is None:
             number = self._made.get(self._owner, 0)
@@ -204,10 +205,10 @@ def _classes() -> tuple[type, ...]:
     for package in (anykvm.virt, anykvm.arch, *(_import(f"anykvm.arch.{name}") for name in interface.packages())):
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             _import(module.name)
-    found = set()
-    for name, module in list(sys.modules.items()):
+    found: set[type] = set()
+    for name, loaded in list(sys.modules.items()):
         if name.startswith(("anykvm.virt.", "anykvm.arch.")):
-            found.update(kind for kind in vars(module).values() if inspect.isclass(kind) and _has_state(kind))
+            found.update(kind for kind in vars(loaded).values() if inspect.isclass(kind) and _has_state(kind))
     # A class is patched for its subclasses too: only the topmost ones need it.
     return tuple(
         sorted(

@@ -20,8 +20,8 @@ from anykvm.virt.vm import Vm, VmFile
 
 from . import invariants
 from .scheduler import Scheduler
-from .track import Recorder
 from .services import FDS, FILES, NEWEST_FD, ScheduledFiles, ScheduledServices
+from .track import Recorder
 
 OK = "ok"
 _TOLD: Final = "told"
@@ -71,9 +71,7 @@ class World:
     Userspace is careless here: it uses the number of a vCPU's fd before it was told it, and closes what others use.
     """
 
-    def __init__(
-        self, arch: str, edges: set[tuple[str, str]] | None = None, recorder: Recorder | None = None
-    ) -> None:
+    def __init__(self, arch: str, edges: set[tuple[str, str]] | None = None, recorder: Recorder | None = None) -> None:
         self.arch = arch
         self.scheduler = Scheduler(self.check, edges)
         self.scheduler.recorder = recorder
