@@ -115,8 +115,8 @@ def programs(draw: st.DrawFn) -> Program:
     return made
 
 
-@settings(max_examples=40, deadline=None)
-@given(programs().filter(lambda program: sum(map(len, program)) <= 11))
+@settings(max_examples=30, deadline=None)
+@given(programs().filter(lambda program: sum(map(len, program)) <= 8))
 def test_a_program_ends_in_the_same_ways(program: Program) -> None:
     ends, number = every(program)
     found, whole, _ = reduced_ends(program)
@@ -163,7 +163,7 @@ def test_every_order_of_a_scenario(arch: str, name: str) -> None:
 def test_a_seeded_bug_is_caught(bug: Seeded, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         bug.seed(patch)
-        found = explore_all(scenarios.find(bug.arch, bug.scenario), bug.arch, stop_at_failure=True)
+        found = explore_all(scenarios.find(bug.arch, bug.scenario), bug.arch, stop_at_failure=True, most=60)
         found.conclude()
         assert found.failing
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What each step of a run reads and writes of what tasks share: two steps that share nothing can be swapped.
 
-While :func:`tracking` is in force, the classes of ``virt/`` and ``arch/`` tell a :class:`Recorder` of each attribute that
-is read or set, and lists, dicts and sets that are attributes tell of their changes. Objects are named by who made them
-and in what order, so that a step means the same in every run. What is not seen that way (numbers of fds, the table of
-fds, timers) is told by the services of this package.
+While :func:`tracking` is in force, the classes of ``virt/`` and ``arch/`` tell a :class:`Recorder` of each attribute
+that is read or set, and lists, dicts and sets that are attributes tell of their changes. Objects are named by who made
+them and in what order, so that a step means the same in every run. What is not seen that way (numbers of fds, the table
+of fds, timers) is told by the services of this package.
 
 What does not count: statistics; the clock, whose values no answer shows; the engine's machine, whose users either hold
 ``slots_lock`` or only make CPUs, which can be done in any order; a GIC's single interrupts, which are reached through
