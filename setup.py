@@ -21,7 +21,9 @@ WRAPPED = {
         helper_lookup_tb_ptr cpu_x86_update_cr3 tlb_flush tlb_flush_page tlb_flush_by_mmuidx tlb_flush_page_by_mmuidx
         tb_invalidate_phys_page_fast
         helper_inb helper_inw helper_inl helper_outb helper_outw helper_outl helper_rdmsr helper_wrmsr helper_cpuid
-        helper_read_crN helper_write_crN helper_set_dr helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
+        helper_read_crN helper_write_crN helper_set_dr helper_get_dr
+        cpu_check_watchpoint cpu_watchpoint_address_matches
+        helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
     """,
 }
 

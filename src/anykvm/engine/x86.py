@@ -190,12 +190,6 @@ class X86Cpu(_engine.X86Base):
             raise IndexError(n)
         return self._get(_DR + 8 * n, 8)
 
-    def set_dr(self, n: int, value: int) -> None:
-        """Set debug register ``n``."""
-        if not 0 <= n < 8:
-            raise IndexError(n)
-        self._set(_DR + 8 * n, 8, value)
-
     @property
     def xcr0(self) -> int:
         """XCR0."""

@@ -216,16 +216,12 @@ class FakeCpu:
     def supported_cpuid(self, function: int, index: int) -> tuple[int, int, int, int]:
         return self.cpuid_table.get((function, index), (0, 0, 0, 0))
 
+    def set_debug(self, *, step: bool, int3: bool, dr: tuple[int, ...] | None, block_irq: bool) -> None:
+        self.log.append(("debug", step, int3, dr, block_irq))
+
     def close(self) -> None:
         assert not self.closed
         self.closed = True
-
-
-class DebugCpu(FakeCpu):
-    """One that can stop for a debugger."""
-
-    def set_debug(self, *, step: bool, int3: bool, dr: tuple[int, ...] | None) -> None:
-        self.log.append(("debug", step, int3, dr))
 
 
 class Rig:
@@ -353,7 +349,6 @@ def install(monkeypatch: pytest.MonkeyPatch, cpu: type[FakeCpu] = FakeCpu) -> No
     monkeypatch.setattr("anykvm.arch.x86.vm.Machine", FakeMachine)
     monkeypatch.setattr("anykvm.arch.x86.cpuid.Cpu", cpu)
     monkeypatch.setattr("anykvm.arch.x86.cpuid.Machine", FakeMachine)
-    monkeypatch.setattr("anykvm.arch.x86.caps.X86Cpu", cpu)
     monkeypatch.setattr(FakeCpu, "ticks", 1_000_000)
     cpuid.forget()
 

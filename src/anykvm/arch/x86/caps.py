@@ -7,7 +7,6 @@ import errno
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from anykvm.engine import X86Cpu
 from anykvm.uapi import caps
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.irq import KVM_MAX_IRQ_ROUTES
@@ -41,6 +40,9 @@ OFFERED: Final = {
     caps.KVM_CAP_ADJUST_CLOCK: uapi.KVM_CLOCK_TSC_STABLE | uapi.KVM_CLOCK_REALTIME | uapi.KVM_CLOCK_HOST_TSC,
     caps.KVM_CAP_VCPU_EVENTS: 1,
     caps.KVM_CAP_DEBUGREGS: 1,
+    caps.KVM_CAP_SET_GUEST_DEBUG: 1,
+    caps.KVM_CAP_SET_GUEST_DEBUG2: debug.CONTROL_KNOWN,
+    caps.KVM_CAP_X86_ROBUST_SINGLESTEP: 1,
     caps.KVM_CAP_ENABLE_CAP: 1,
     caps.KVM_CAP_XSAVE: 1,
     caps.KVM_CAP_XSAVE2: XSAVE_SIZE,
@@ -76,15 +78,10 @@ OFFERED: Final = {
     caps.KVM_CAP_X86_TRIPLE_FAULT_EVENT: 1,
     caps.KVM_CAP_VM_TYPES: 1,
 }
-_DEBUGGING: Final = frozenset({caps.KVM_CAP_SET_GUEST_DEBUG, caps.KVM_CAP_X86_ROBUST_SINGLESTEP})
 
 
 def check_extension(cap: int, vm: Vm | None) -> int:
     """What KVM_CHECK_EXTENSION returns; 0 for everything not listed."""
-    if cap in _DEBUGGING:
-        return int(debug.supported(X86Cpu))
-    if cap == caps.KVM_CAP_SET_GUEST_DEBUG2:
-        return debug.CONTROL_KNOWN if debug.supported(X86Cpu) else 0
     return OFFERED.get(cap, 0)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import errno
 import struct
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 
 if TYPE_CHECKING:
-    from .engine import CpuLike, Debugger
+    from .engine import CpuLike
     from .vcpu import X86Vcpu
 
 DR6_RESET: Final = 0xFFFF0FF0
@@ -26,8 +26,8 @@ CONTROL_KNOWN: Final = (
     | uapi.KVM_GUESTDBG_USE_HW_BP
     | uapi.KVM_GUESTDBG_INJECT_DB
     | uapi.KVM_GUESTDBG_INJECT_BP
+    | uapi.KVM_GUESTDBG_BLOCKIRQ
 )
-STOPS: Final = common.KVM_GUESTDBG_SINGLESTEP | uapi.KVM_GUESTDBG_USE_SW_BP | uapi.KVM_GUESTDBG_USE_HW_BP
 _DEBUG_EXIT: Final = struct.Struct("<IIQQQ")
 
 
@@ -52,11 +52,6 @@ def set_(vcpu: X86Vcpu, regs: uapi.KvmDebugregs) -> None:
     cpu.set_dr(7, regs.dr7 | DR7_RESET)
 
 
-def supported(cpu: object) -> bool:
-    """Whether the engine's CPU can stop for a debugger."""
-    return hasattr(cpu, "set_debug")
-
-
 def set_guest_debug(vcpu: X86Vcpu, request: uapi.KvmGuestDebug) -> None:
     """KVM_SET_GUEST_DEBUG; EBUSY to inject while an exception is pending, EINVAL for what cannot be done."""
     control = request.control
@@ -68,15 +63,12 @@ def set_guest_debug(vcpu: X86Vcpu, request: uapi.KvmGuestDebug) -> None:
         vcpu.exception = (vector, None)
         vcpu.attention = True
     enabled = bool(control & common.KVM_GUESTDBG_ENABLE)
-    if not supported(cpu):
-        if enabled and control & STOPS:
-            raise OSError(errno.EINVAL, "this engine cannot stop a guest for a debugger")
-        return
     hardware = enabled and control & uapi.KVM_GUESTDBG_USE_HW_BP
-    cast("Debugger", cpu).set_debug(
+    cpu.set_debug(
         step=enabled and bool(control & common.KVM_GUESTDBG_SINGLESTEP),
         int3=enabled and bool(control & uapi.KVM_GUESTDBG_USE_SW_BP),
         dr=tuple(request.arch.debugreg) if hardware else None,
+        block_irq=enabled and bool(control & uapi.KVM_GUESTDBG_BLOCKIRQ),
     )
     vcpu.guest_debug = control if enabled else 0
     vcpu.debug_dr7 = request.arch.debugreg[7] if hardware else DR7_RESET

@@ -96,6 +96,12 @@ class CpuLike(Protocol):
     def set_dr(self, number: int, value: int) -> None:
         """Set a debug register."""
 
+    def set_debug(self, *, step: bool, int3: bool, dr: tuple[int, ...] | None, block_irq: bool) -> None:
+        """Stop after each instruction, at INT3, or at the breakpoints of these debug registers (BREAK).
+
+        With ``block_irq`` the guest takes neither interrupts nor NMIs.
+        """
+
     def get_fx(self) -> bytes:
         """The FXSAVE image, 512 bytes."""
 
@@ -119,10 +125,3 @@ class CpuLike(Protocol):
 
     def close(self) -> None:
         """Free it."""
-
-
-class Debugger(Protocol):
-    """A CPU that can stop for a debugger."""
-
-    def set_debug(self, *, step: bool, int3: bool, dr: tuple[int, ...] | None) -> None:
-        """Stop after each instruction, at INT3, or at the breakpoints of these debug registers (BREAK)."""

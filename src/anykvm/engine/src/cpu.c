@@ -51,10 +51,21 @@ static void *mapping(void *uc, uint64_t pa)
     return r ? r->mr : (char *)uc + UC_IO_UNASSIGNED;
 }
 
+static void flush(struct cpu *c)
+{
+    struct op op = {OP_FLUSH_CODE, 0, 0};
+
+    if (!c->flush_code)
+        return;
+    c->flush_code = false;
+    c->m->target->apply(c, &op);
+}
+
 /* At a block boundary: do what others asked for; true when the guest must be left. */
 bool cpu_attention(struct cpu *c)
 {
     if (c->alone) {
+        flush(c);
         /* One instruction, and out at the start of the block after it. */
         cpu_force_exit(c);
         return c->alone++ > 1;
@@ -64,11 +75,7 @@ bool cpu_attention(struct cpu *c)
         cpu_drain(c);
     if (c->writes != atomic_load_explicit(&c->m->writes, memory_order_relaxed) && c->m->target->distrust)
         c->m->target->distrust(c);
-    if (c->flush_code) {
-        struct op op = {OP_FLUSH_CODE, 0, 0};
-        c->flush_code = false;
-        c->m->target->apply(c, &op);
-    }
+    flush(c);
     return atomic_load_explicit(&c->kicked, memory_order_relaxed) ||
            atomic_load_explicit(&c->m->stop, memory_order_relaxed) ||
            atomic_load_explicit(&c->ticked, memory_order_relaxed);
@@ -123,6 +130,7 @@ static void guest_main(void *arg)
 
     for (;;) {
         int r, kind;
+        bool stepped;
 
         FIELD(c->cs, CS_EXIT_REQUEST, bool) = false;
         FIELD(c->cs, CS_STOP, bool) = false;
@@ -143,7 +151,9 @@ static void guest_main(void *arg)
         }
         r = c->m->target->exec(c->uc, c->cs);
         c->fill.active = false;
+        stepped = c->x86.stepping && c->alone > 1;
         c->alone = 0;
+        c->x86.stepping = false;
         if (c->abandon) {
             c->abandon = false;
             cpu_park(c, EV_ABANDONED, 0, 0, 0);
@@ -156,12 +166,14 @@ static void guest_main(void *arg)
             FIELD(c->cs, CS_HALTED, uint32_t) = 0;
             cpu_park(c, kind, 0, 0, 0);
         } else if (r == EXCP_DEBUG) {
-            cpu_park(c, EV_BREAK, 0, 0, 0);
+            cpu_park(c, EV_BREAK, c->m->target->debug_code ? c->m->target->debug_code(c) : 0, 0, 0);
         } else if (r == EXCP_ATOMIC) {
             /* An atomic access the host has no instruction for: split, or to a device. */
             cpu_park(c, EV_EXCLUSIVE, 0, 0, 0);
         } else if (r == EXCP_INTERRUPT || r == EXCP_YIELD) {
-            if (atomic_exchange(&c->kicked, 0))
+            if (stepped)
+                cpu_park(c, EV_BREAK, X86_DR6_BS, 0, 0);
+            else if (atomic_exchange(&c->kicked, 0))
                 cpu_park(c, EV_KICK, 0, 0, 0);
             else if (atomic_load(&c->ticked) || atomic_load(&c->m->stop))
                 cpu_park(c, EV_PAUSED, 0, 0, 0);
@@ -302,19 +314,30 @@ static void go(struct cpu *c)
     coroutine_switch(&c->co);
 }
 
+/* One instruction, with every other cpu stopped. One that is half done is past its beginning. */
+static void alone(struct cpu *c, bool step)
+{
+    machine_pause(c->m);
+    if (!c->alone)
+        c->alone = step && cpu_mid_instruction(c) ? 2 : 1;
+    c->x86.stepping = step;
+    go(c);
+    machine_resume(c->m);
+}
+
 /* Let the coroutine go until it parks. */
 void cpu_resume(struct cpu *c)
 {
     uint64_t begin = monotonic_ns();
 
-    machine_enter(c->m, c);
-    go(c);
-    atomic_store(&c->in_guest, 0);
-    if (c->ev.kind == EV_EXCLUSIVE) {
-        machine_pause(c->m);
-        c->alone = 1;
+    if (c->x86.debug.step && !c->abandon) {
+        alone(c, true);
+    } else {
+        machine_enter(c->m, c);
         go(c);
-        machine_resume(c->m);
+        atomic_store(&c->in_guest, 0);
+        if (c->ev.kind == EV_EXCLUSIVE)
+            alone(c, false);
     }
     c->guest_ns += monotonic_ns() - begin;
 }

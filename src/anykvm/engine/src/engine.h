@@ -100,6 +100,14 @@ struct coroutine {
     size_t stack_size;
 };
 
+/* What a debugger outside an x86 guest wants. */
+struct x86_debug {
+    bool step, int3, hardware, block_irq;
+    bool again;    /* the instruction that met a data breakpoint is begun again */
+    unsigned hits; /* which ones it met: bits of DR6 */
+    uint64_t dr[8];
+};
+
 struct machine;
 struct cpu;
 
@@ -110,6 +118,7 @@ struct target {
     bool tracks_code; /* stores to translated code are caught: the guest does no cache maintenance */
     uint64_t (*ram_of)(void *uc, void *hva);
     void (*forget_code)(struct cpu *c, struct region *r);
+    unsigned (*debug_code)(struct cpu *c); /* which debug registers stopped the guest at its instruction */
     void (*distrust)(struct cpu *c); /* the host may have written to memory that holds code */
     int (*stopped)(struct cpu *c, int r); /* the event a return from exec means, or EV_NONE */
     const char *(*verify)(uc_engine *uc);
@@ -224,6 +233,8 @@ struct cpu {
         } fetched[FETCHED];     /* pages that were fetched from since the last distrust that was not checked one by one */
         int nfetched;           /* more than FETCHED: the list does not have them all */
         uint16_t list;
+        struct x86_debug debug;
+        bool stepping;          /* the instruction that runs alone is a debugger's single step */
         int64_t tsc_offset;
         uint64_t tsc_khz;
         struct x86_jump *jumps; /* X86_JUMPS of them */
@@ -264,6 +275,12 @@ uint64_t cpu_park(struct cpu *c, int kind, uint64_t a, uint64_t b, uint64_t v);
 void cpu_force_exit(struct cpu *c);
 struct region *cpu_region(struct cpu *c, uint64_t pa);
 bool cpu_attention(struct cpu *c);
+/* Parked with an instruction half done. */
+static inline bool cpu_mid_instruction(const struct cpu *c)
+{
+    return (c->parked >= EV_MMIO_READ && c->parked <= EV_SYSREG_WRITE) ||
+           (c->parked >= EV_PIO_READ && c->parked <= EV_CR8_WRITE);
+}
 static inline struct cpu *cpu_of_uc(void *uc) { return FIELD(uc, UC_THREAD_DATA, struct cpu *); }
 static inline struct cpu *cpu_of(void *cs) { return cpu_of_uc(FIELD(cs, CS_UC, void *)); }
 

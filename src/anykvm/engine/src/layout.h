@@ -82,6 +82,7 @@
 #define CF_PARALLEL 0x80000u
 #define CF_INVALID 0x40000u
 #define CF_ALONE (1u | 0x8000u) /* one instruction, not chained to the next */
+#define CF_SINGLE 1u /* one instruction */
 #define EXCP_INTERRUPT 0x10000
 #define EXCP_HLT 0x10001
 #define EXCP_DEBUG 0x10002
@@ -194,10 +195,12 @@ struct a64_cpreg {
 #define X86_TSC_AUX 4896
 #define X86_ERROR_CODE 5384
 #define X86_EXC_IS_INT 5388
+#define X86_DR 5400
 #define X86_OLD_EXCEPTION 5496
 #define X86_V_TPR 5556
 #define X86_ENV_UC 7000
 
+#define X86_DR6_BS 0x4000u
 #define X86_HF_CPL 0x3u
 #define X86_HF_INHIBIT_IRQ 0x8u
 #define X86_HF_CS32 0x10u

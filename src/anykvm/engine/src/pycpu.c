@@ -100,16 +100,10 @@ done:
     return out;
 }
 
-static bool in_instruction(struct cpu *c)
-{
-    return (c->parked >= EV_MMIO_READ && c->parked <= EV_SYSREG_WRITE) ||
-           (c->parked >= EV_PIO_READ && c->parked <= EV_CR8_WRITE);
-}
-
 /* With the cpu claimed. */
 static void give_up_instruction(struct cpu *c)
 {
-    if (!in_instruction(c))
+    if (!cpu_mid_instruction(c))
         return;
     c->abandon = true;
     Py_BEGIN_ALLOW_THREADS

@@ -28,9 +28,56 @@ static PyObject *raise_exception(struct cpu *c, PyObject *args)
     c->x86.raise_error = code;
     c->x86.own_ud = vector == VECTOR_UD;
     /* A parked instruction faults; else the exception is delivered before the next instruction. */
-    if ((c->parked >= EV_MMIO_READ && c->parked <= EV_SYSREG_WRITE) ||
-        (c->parked >= EV_PIO_READ && c->parked <= EV_CR8_WRITE))
+    if (cpu_mid_instruction(c))
         c->abandon = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *set_debug(struct cpu *c, PyObject *args, PyObject *kw)
+{
+    static char *names[] = {"step", "int3", "dr", "block_irq", NULL};
+    struct x86_debug wanted = {0};
+    PyObject *dr = Py_None, *seq;
+    int step = 0, int3 = 0, block = 0;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "|$ppOp", names, &step, &int3, &dr, &block))
+        return NULL;
+    wanted.step = step;
+    wanted.int3 = int3;
+    wanted.block_irq = block;
+    if (dr != Py_None) {
+        if (!(seq = PySequence_Fast(dr, "dr is a sequence of 8 debug registers")))
+            return NULL;
+        wanted.hardware = PySequence_Fast_GET_SIZE(seq) == 8;
+        for (Py_ssize_t i = 0; wanted.hardware && i < 8; i++)
+            wanted.dr[i] = PyLong_AsUnsignedLongLongMask(PySequence_Fast_GET_ITEM(seq, i));
+        Py_DECREF(seq);
+        if (!wanted.hardware && !PyErr_Occurred())
+            PyErr_SetString(PyExc_ValueError, "there are 8 debug registers");
+        if (PyErr_Occurred())
+            return NULL;
+    }
+    if (cpu_claim(c))
+        return NULL;
+    x86_set_debug(c, &wanted);
+    atomic_store(&c->busy, 0);
+    Py_RETURN_NONE;
+}
+
+static PyObject *set_dr(struct cpu *c, PyObject *args)
+{
+    int n;
+    unsigned long long value;
+
+    if (!PyArg_ParseTuple(args, "iK", &n, &value))
+        return NULL;
+    if (n < 0 || n > 7) {
+        PyErr_SetString(PyExc_IndexError, "a debug register is 0 to 7");
+        return NULL;
+    }
+    if (cpu_materialise(c))
+        return NULL;
+    x86_set_dr(c, n, value);
     Py_RETURN_NONE;
 }
 
@@ -249,6 +296,10 @@ static PyObject *get_pending(struct cpu *c, void *unused)
 static PyMethodDef methods[] = {
     {"raise_exception", (PyCFunction)raise_exception, METH_VARARGS,
      "raise_exception(vector, error_code=-1)\n\nThe parked instruction faults, or the exception comes before the next one."},
+    {"set_debug", (PyCFunction)(void *)set_debug, METH_VARARGS | METH_KEYWORDS,
+     "set_debug(*, step=False, int3=False, dr=None, block_irq=False)\n\nWhat comes out as BREAK: each instruction, INT3, "
+     "breakpoints of 8 debug registers that hide the guest's own; without interrupts if block_irq."},
+    {"set_dr", (PyCFunction)set_dr, METH_VARARGS, "set_dr(n, value)\n\nDebug register n of the guest, 0 to 7."},
     {"inject", (PyCFunction)inject, METH_O, "inject(vector)\n\nDeliver an external interrupt when the guest is open to it."},
     {"nmi", (PyCFunction)nmi, METH_NOARGS, "nmi()\n\nA non-maskable interrupt; from any thread."},
     {"set_cpuid", (PyCFunction)set_cpuid, METH_O, "set_cpuid(entries)\n\nWhat CPUID says."},

@@ -11,6 +11,8 @@ void cpu_x86_update_cr4_x86_64(void *env, uint32_t v);
 void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 uint64_t qemu_ram_addr_from_host_x86_64(void *uc, void *ptr);
 
+#define VECTOR_DB 1
+#define VECTOR_BP 3
 #define EFLAGS_IF 0x200u
 #define NO_VECTOR 256
 #define VMCALL 0xc1
@@ -24,6 +26,16 @@ static bool open_to_interrupts(struct cpu *c)
            !(FIELD(c->env, X86_HFLAGS, uint32_t) & X86_HF_INHIBIT_IRQ);
 }
 
+/* A debugger's step ends with it, at the handler. */
+static void deliver(struct cpu *c, int vector)
+{
+    do_interrupt_x86_hardirq_x86_64(c->env, vector, 1);
+    if (c->x86.stepping) {
+        FIELD(c->cs, CS_CFLAGS_NEXT, uint32_t) = ~0u;
+        FIELD(c->cs, CS_EXIT_REQUEST, bool) = true;
+    }
+}
+
 /* Asked at each return to the main loop; Unicorn's request word is never zero, so it always asks. */
 static bool exec_interrupt(void *cs, int request)
 {
@@ -31,15 +43,21 @@ static bool exec_interrupt(void *cs, int request)
     uint64_t vector;
 
     (void)request;
-    if (cpu_attention(c)) {
+    if (cpu_attention(c) && !c->x86.debug.hits) {
         FIELD(cs, CS_EXIT_REQUEST, bool) = true;
         return false;
     }
+    if (c->x86.debug.hits && x86_debug_hits(c)) {
+        FIELD(cs, CS_EXIT_REQUEST, bool) = true;
+        return false;
+    }
+    if (c->x86.debug.block_irq)
+        return false;
     if (atomic_load_explicit(&c->x86.nmi, memory_order_relaxed) &&
         !(FIELD(c->env, X86_HFLAGS2, uint32_t) & X86_HF2_NMI)) {
         atomic_store(&c->x86.nmi, 0);
         FIELD(c->env, X86_HFLAGS2, uint32_t) |= X86_HF2_NMI;
-        do_interrupt_x86_hardirq_x86_64(c->env, 2, 1);
+        deliver(c, 2);
         return true;
     }
     if (c->x86.inject < 0 && !c->x86.want_window && !(atomic_load_explicit(&c->lines, memory_order_relaxed) & 1))
@@ -49,14 +67,14 @@ static bool exec_interrupt(void *cs, int request)
     if (c->x86.inject >= 0) {
         vector = (uint64_t)c->x86.inject;
         c->x86.inject = -1;
-        do_interrupt_x86_hardirq_x86_64(c->env, (int)vector, 1);
+        deliver(c, (int)vector);
         return true;
     }
     if (atomic_load(&c->lines) & 1) {
         vector = cpu_park(c, EV_IRQ_ACK, 0, 0, 0);
         if (vector >= NO_VECTOR)
             return false;
-        do_interrupt_x86_hardirq_x86_64(c->env, (int)vector, 1);
+        deliver(c, (int)vector);
         return true;
     }
     cpu_park(c, EV_IRQ_WINDOW, 0, 0, 0);
@@ -69,17 +87,30 @@ static bool has_work(void *cs)
     return false;
 }
 
-/* The third byte of 0F 01 xx at the instruction pointer, 0 if it is another instruction. */
-static unsigned char group_7(struct cpu *c)
+/* The instruction at the instruction pointer, if all of it is on one page. */
+static const unsigned char *code_at(struct cpu *c, unsigned length)
 {
     uint64_t va = ((struct x86_segment *)(c->env + X86_SEGS))[1].base + FIELD(c->env, X86_EIP, uint64_t);
     uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t);
-    unsigned char *at;
 
-    if ((va & (GUEST_PAGE - 1)) > GUEST_PAGE - 3)
-        return 0;
-    at = tlb_vaddr_to_host_x86_64(c->env, va, ACCESS_FETCH, (hflags & X86_HF_CPL) == 3 ? 1 : 2);
+    if ((va & (GUEST_PAGE - 1)) > GUEST_PAGE - length)
+        return NULL;
+    return tlb_vaddr_to_host_x86_64(c->env, va, ACCESS_FETCH, (hflags & X86_HF_CPL) == 3 ? 1 : 2);
+}
+
+/* The third byte of 0F 01 xx, 0 if it is another instruction. */
+static unsigned char group_7(struct cpu *c)
+{
+    const unsigned char *at = code_at(c, 3);
+
     return at && at[0] == 0x0f && at[1] == 0x01 ? at[2] : 0;
+}
+
+static bool icebp(struct cpu *c)
+{
+    const unsigned char *at = code_at(c, 1);
+
+    return at && at[0] == 0xf1;
 }
 
 /* VMCALL and VMMCALL are undefined to Unicorn, MONITOR and MWAIT to its CPU: true if they have been done. */
@@ -107,6 +138,20 @@ static void on_exception(void *uc, uint32_t number, void *unused)
     c->fill.active = false;
     if (number == VECTOR_UD && !c->x86.own_ud && undefined_to_unicorn(c))
         return;
+    if (number == VECTOR_BP && c->x86.debug.int3 && FIELD(c->env, X86_EXC_IS_INT, int32_t)) {
+        FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
+        FIELD(c->env, X86_EXC_IS_INT, int32_t) = 0;
+        FIELD(c->env, X86_EIP, uint64_t) -= 1;
+        cpu_park(c, EV_BREAK, 0, 0, 0);
+        /* Out of the loop, so that an exception the debugger gives it comes first. */
+        FIELD(c->cs, CS_EXIT_REQUEST, bool) = true;
+        return;
+    }
+    if (number == VECTOR_UD && !c->x86.own_ud && icebp(c)) {
+        /* A trap. */
+        FIELD(c->env, X86_EIP, uint64_t) += 1;
+        FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = VECTOR_DB;
+    }
     c->x86.own_ud = false;
     x86_cpu_do_interrupt_x86_64(c->cs);
 }
@@ -233,6 +278,7 @@ const struct target target_x86 = {
     .tracks_code = true,
     .ram_of = qemu_ram_addr_from_host_x86_64,
     .forget_code = x86_forget_code,
+    .debug_code = x86_debug_code,
     .distrust = x86_distrust,
     .stopped = stopped,
     .verify = verify,

@@ -18,9 +18,14 @@ enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 
 void x86_apply(struct cpu *c, const struct op *op);
 void x86_forget_code(struct cpu *c, struct region *r);
+bool x86_debug_hits(struct cpu *c);
+unsigned x86_debug_code(struct cpu *c);
+void x86_set_dr(struct cpu *c, int n, uint64_t value);
+void x86_set_debug(struct cpu *c, const struct x86_debug *wanted);
 void x86_distrust(struct cpu *c);
 void x86_protect_code(struct cpu *c, uint64_t ram);
 #define VECTOR_UD 6
+#define VECTOR_GP 13
 
 bool x86_native_msr(uint32_t index);
 bool x86_msr_value_ok(uint32_t index, uint64_t v);

@@ -17,7 +17,6 @@
 #define EFLAGS_IOPL_SHIFT 12
 #define EFLAGS_RF 0x10000u
 #define EFLAGS_VM 0x20000u
-#define VECTOR_GP 13
 #define EFER_SCE 1u
 #define FLAT_CODE 0x00809b00u /* present, code, read, accessed, 4 KB units */
 #define FLAT_DATA 0x00c09300u /* present, data, writable, accessed, 4 KB units, 32 bits */
@@ -316,16 +315,6 @@ void __wrap_helper_write_crN_x86_64(void *env, int n, uint64_t v)
     cpu_park(c, EV_CR8_WRITE, v, 0, 0);
     if (c->abandon)
         c->m->target->restore(c, 0);
-}
-
-void __real_helper_set_dr_x86_64(void *env, int n, uint64_t v);
-void __wrap_helper_set_dr_x86_64(void *env, int n, uint64_t v)
-{
-    if (n >= 4 && v >> 32) {
-        cpu_restore_state_x86_64(x86_cpu_of(env)->cs, RA, true);
-        raise_exception_err_x86_64(env, VECTOR_GP, 0);
-    }
-    __real_helper_set_dr_x86_64(env, n, v);
 }
 
 /* The time-stamp counter is the host's, scaled. */
