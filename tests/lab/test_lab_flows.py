@@ -117,6 +117,9 @@ def test_where_the_flows_differ(compared: dict[str, Any], arch: str) -> None:
     assert old["preempt notifier"] == "after create, so create cannot load"
     assert new["preempt notifier"] == "before create"
     assert new["debugfs"] != today["debugfs"]
+    assert today["destroying is creating backwards"] == "yes"
+    if arch == "x86":
+        assert old["destroying is creating backwards"] == "no: mce banks goes before wbinvd mask"
     for order in (old, new, today):
         assert int(order["acquired before a duplicate id is noticed"]) > 8, "a full build is spent on it"
 

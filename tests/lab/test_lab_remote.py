@@ -14,6 +14,7 @@ import pytest
 
 from anykvm.lab import remote
 from anykvm.lab.errors import LabError
+from anykvm.lab.flows.compare import compare
 from anykvm.lab.spread import spread
 
 distributed = pytest.importorskip("distributed")
@@ -43,6 +44,10 @@ def test_a_cluster_gives_what_this_process_gives(cluster: Any) -> None:
     assert len({done.result["registers"] for done in here}) > 2
     assert list(spread(lab_works.registers, items, scheduler=cluster.scheduler_address)) == here
     assert list(spread(lab_works.registers, items, processes=2)) == here
+
+
+def test_the_flows_on_a_cluster_are_the_flows_here(cluster: Any) -> None:
+    assert compare(["x86"], scheduler=cluster.scheduler_address) == compare(["x86"])
 
 
 def test_more_items_than_the_scheduler_is_given_at_once(cluster: Any) -> None:

@@ -58,8 +58,9 @@ def _create_today(arch: str, vm: Vm, vcpu_id: int) -> int:
     with _told_when_looked_up(vm):
         fd = core.create_vcpu(vm, vcpu_id)
     debugfs = pieces.new_debugfs(vm)
-    # The last step, without an event of its own: new_debugfs has told it.
-    Ladder.push(vm.vcpu_by_id[vcpu_id].ladder, "debugfs", pieces.free_debugfs, vm, debugfs)
+    if debugfs is not None:
+        # The last step, without an event of its own: new_debugfs has told it.
+        Ladder.push(vm.vcpu_by_id[vcpu_id].ladder, "debugfs", vm.services.free, debugfs)
     return fd
 
 

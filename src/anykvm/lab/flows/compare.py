@@ -78,7 +78,7 @@ def _flow(flow: backend.Flow, swept: list[dict[str, Any]]) -> dict[str, Any]:
         "destroy_hooks": _destroy_hooks(events, swept[0]["teardown"], faults),
         "steps": [one for one in events if one["what"] in (STEP, CHECK, HOOK)],
         "teardown": _of_the_vcpu(swept[0]["teardown"]),
-        "order": _order(events, faults),
+        "order": _order(events, faults) | {"destroying is creating backwards": _mirror(events, swept[0]["teardown"])},
         "points": sum(one["points"] for one in swept),
         "faults": len(faults),
         "wrong": [fault for fault in faults if _wrong(fault)],
@@ -87,9 +87,9 @@ def _flow(flow: backend.Flow, swept: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _of_the_vcpu(teardown: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What becomes of the vCPU when its VM dies: between the VM's steps "vcpus" and "arch"."""
+    """What becomes of the vCPU when its VM dies: all before the VM's own step "vcpus" is taken back."""
     names = [one["name"] if one["what"] == UNDO and not one["hook"] else "" for one in teardown]
-    return teardown[names.index("vcpus") + 1 : names.index("arch")]
+    return teardown[: names.index("vcpus")]
 
 
 _BESIDE: Final = ("precreate", "postcreate")
@@ -124,6 +124,17 @@ def _order(events: list[dict[str, Any]], faults: list[dict[str, Any]]) -> dict[s
         first = place[HOOK, "create"]
         told["preempt notifier"] = "before create" if notifier < first else "after create, so create cannot load"
     return told
+
+
+def _mirror(events: list[dict[str, Any]], teardown: list[dict[str, Any]]) -> str:
+    """Whether what is taken back is taken back in the reverse of the order in which it was built."""
+    # The stand-in for debugfs is nobody's rung.
+    undone = [one["name"] for one in _of_the_vcpu(teardown) if one["what"] == UNDO and one["name"] != "debugfs"]
+    built = [one["name"] for one in reversed(events) if one["what"] == STEP and one["name"] in undone]
+    for expected, found in zip(built, undone, strict=False):
+        if expected != found:
+            return f"no: {found} goes before {expected}"
+    return "yes"
 
 
 def _precreate(events: list[dict[str, Any]], place: dict[tuple[str, str], int], at: dict[str, int]) -> str:

@@ -87,12 +87,13 @@ class TracedLadder(Ladder):
         first: BaseException | None = None
         while len(self) > depth:
             step = self._steps[-1]
-            if step.shows is None:
-                self._services.event(UNDO, step.name)
             try:
                 super().unwind(len(self) - 1)
             except BaseException as failure:
                 first = first or failure
+            # Afterwards: what a step has inside is taken back before it, as it was built after it.
+            if step.shows is None:
+                self._services.event(UNDO, step.name)
         if first is not None:
             raise first
 
