@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,6 +79,16 @@ def test_no_scheduler_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(remote, "_CONNECT", 1)
     with pytest.raises(LabError, match="no scheduler answers at"):
         list(spread(lab_works.square, [1], scheduler=address.format(port=unused_port())))
+
+
+def test_a_scheduler_that_goes_is_one_line() -> None:
+    short_lived = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, dashboard_address=":0", silence_logs=50, host="127.0.0.1"
+    )
+    with short_lived:
+        threading.Timer(1, short_lived.close).start()
+        with pytest.raises(LabError, match="has gone: start it again, and this run with the same --resume"):
+            list(spread(lab_works.uneven, [0.3] * 30, scheduler=short_lived.scheduler_address))
 
 
 def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

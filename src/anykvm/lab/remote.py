@@ -9,6 +9,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError
 from typing import Any, Final
 
 from .call import call, fingerprint
@@ -20,6 +21,8 @@ _WORKERS: Final = 30
 """Seconds without any worker after which the run is given up."""
 _AHEAD: Final = 4
 """Items on their way per thread of the cluster: enough to hide the network, not so many that the scheduler fills."""
+
+_GONE: Final = "the scheduler at {} has gone: start it again, and this run with the same --resume"
 
 _one = threading.Lock()
 """Dask runs tasks on threads; the lab's work owns its process while it runs: it counts fds and injects faults."""
@@ -54,14 +57,16 @@ def run(name: str, items: Sequence[tuple[int, str]], scheduler: str) -> Iterator
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """What goes wrong is told in one line, by us."""
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    """What goes wrong is told in one line, by us. Dask sets a level for several of its loggers each."""
+    names = [name for name in logging.root.manager.loggerDict if name.split(".")[0] == "distributed"]
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _submit(client: Any, name: str, items: Sequence[tuple[int, str]], scheduler: str) -> Iterator[tuple[int, str]]:
@@ -89,7 +94,7 @@ def _submit(client: Any, name: str, items: Sequence[tuple[int, str]], scheduler:
 
 def _await_workers(client: Any, scheduler: str) -> None:
     if client.status != "running":
-        raise LabError(f"the scheduler at {scheduler} has gone: start it again, and this run with its --resume")
+        raise LabError(_GONE.format(scheduler))
     try:
         client.wait_for_workers(1, timeout=_WORKERS)
     except (OSError, TimeoutError):
@@ -97,11 +102,14 @@ def _await_workers(client: Any, scheduler: str) -> None:
 
 
 def _result(future: Any, index: int, scheduler: str) -> str:
-    if future.status == "finished":
-        return str(future.result())
-    error = future.exception() if future.status == "error" else None
+    error = None
+    # OSError: the connection broke while the result was fetched.
+    with contextlib.suppress(OSError, TimeoutError, CancelledError):
+        if future.status == "finished":
+            return str(future.result())
+        error = future.exception() if future.status == "error" else None
     if isinstance(error, LabError):
         raise error
     if error is not None:
         raise LabError(f"item {index} failed on the cluster: {type(error).__name__}: {' '.join(str(error).split())}")
-    raise LabError(f"the scheduler at {scheduler} has dropped item {index}: start this run again with its --resume")
+    raise LabError(_GONE.format(scheduler))
