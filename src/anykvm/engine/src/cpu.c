@@ -330,6 +330,8 @@ void cpu_resume(struct cpu *c)
 {
     uint64_t begin = monotonic_ns();
 
+    if (c->ring.nspill)
+        ring_drain(c);
     if (c->x86.debug.step && !c->abandon) {
         alone(c, true);
     } else {

@@ -61,6 +61,7 @@ struct region {
     uint8_t *hva;
     uint64_t *dirty; /* one bit per page set by guest writes, or NULL */
     bool readonly;
+    uint32_t tag; /* the region's name in write rings */
     uint64_t id; /* differs for every map() */
     uint16_t *code; /* per page: how many cpus have translated code of it; NULL where the guest maintains caches */
     uint8_t **copy; /* per page with code: its bytes when the first of them looked, or NULL; good if copied says so */
@@ -93,6 +94,23 @@ struct x86_jump {
 };
 #define X86_JUMPS 8192
 #define X86_LOW 64
+
+/* A cpu's log of the pages it writes: a ring in memory that is shared with its reader, who takes by moving tail. */
+struct ring_entry {
+    uint32_t flags; /* RING_DIRTY, written last; the reader adds its own */
+    uint32_t tag;   /* the region's */
+    uint64_t page;  /* in the region */
+};
+#define RING_DIRTY 1u
+/* Once the soft limit is reached the cpu leaves at the end of the block: so many pages a block can never write. */
+#define RING_SPILL 4096
+struct ring {
+    struct ring_entry *entries; /* NULL: there is none */
+    _Atomic uint32_t *head, *tail; /* how many were written and taken in all; they wrap */
+    uint32_t mask, soft;
+    struct ring_entry *spill;   /* what found no room; written before the guest goes on */
+    uint32_t nspill;
+};
 
 struct coroutine {
     void *sp;        /* saved stack pointer of the side that is not running */
@@ -199,6 +217,8 @@ struct cpu {
     bool fetch_fault;
     int alone;                  /* 1: the next instruction runs with every other cpu stopped; 2: it has begun */
 
+    struct ring ring;
+
     struct region *regions;     /* this cpu's copy of the machine's map */
     int nregions, last_region;
     unsigned generation, writes;
@@ -261,6 +281,7 @@ struct region *tlb_page_begin(struct cpu *c, uint64_t pa, int *prot);
 void tlb_page_end(struct cpu *c, struct region *r, char *fast, uint64_t va, uint64_t pa, int prot,
                   const struct tlb_flags *f);
 void tlb_log_write(struct cpu *c, uint64_t pa);
+void ring_drain(struct cpu *c);
 
 /* coroutine.c */
 int coroutine_create(struct coroutine *co, void (*entry)(void *), void *arg);

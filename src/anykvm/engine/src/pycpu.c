@@ -31,6 +31,7 @@ static void cpu_dealloc(struct cpu *c)
 
     cpu_close_engine(c);
     free(c->x86.cpuid);
+    free(c->ring.spill);
     pthread_mutex_destroy(&c->qlock);
     Py_DECREF(c->m);
     type->tp_free(c);
@@ -320,6 +321,27 @@ static PyObject *cpu_get_running(struct cpu *c, void *unused)
     return PyBool_FromLong(atomic_load(&c->busy));
 }
 
+static PyObject *cpu_set_write_ring(struct cpu *c, PyObject *args)
+{
+    unsigned long long entries, counts;
+    unsigned int size, soft;
+
+    if (!PyArg_ParseTuple(args, "KKII", &entries, &counts, &size, &soft))
+        return NULL;
+    if (!entries || !counts || !size || (size & (size - 1)) || !soft || soft > size || (entries | counts) & 3) {
+        PyErr_SetString(PyExc_ValueError, "a ring has a power of two of entries, and a soft limit that is not above it");
+        return NULL;
+    }
+    if (!c->ring.spill && !(c->ring.spill = malloc(RING_SPILL * sizeof(*c->ring.spill))))
+        return PyErr_NoMemory();
+    c->ring.head = (_Atomic uint32_t *)(uintptr_t)counts;
+    c->ring.tail = c->ring.head + 1;
+    c->ring.mask = size - 1;
+    c->ring.soft = soft;
+    c->ring.entries = (struct ring_entry *)(uintptr_t)entries;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef cpu_methods[] = {
     {"run", (PyCFunction)(void *)cpu_run, METH_FASTCALL,
      "run(value=0) -> (kind, a, b, c)\n\nRun the guest until an event; value answers the event that parked it."},
@@ -340,6 +362,10 @@ static PyMethodDef cpu_methods[] = {
      "set_sysreg(enc, value)\n\nWithout side effects; KeyError for one the engine does not hold or that is constant."},
     {"state", (PyCFunction)cpu_state, METH_VARARGS,
      "state(offset, size) -> memoryview\n\nA window on the target's state; valid until close()."},
+    {"set_write_ring", (PyCFunction)cpu_set_write_ring, METH_VARARGS,
+     "set_write_ring(entries, counts, size, soft)\n\nLog first writes to pages of logged regions in a ring of size entries\n"
+     "(flags, tag, page: 4, 4 and 8 bytes) at an address; counts are two 32-bit words, written and taken. With soft\n"
+     "entries or more in it, run() returns a KICK. While the cpu does not run."},
     {"stats", (PyCFunction)cpu_stats, METH_NOARGS, "stats() -> dict\n\nWhat the cpu did."},
     {NULL, NULL, 0, NULL},
 };

@@ -109,17 +109,20 @@ static void machine_dealloc(struct machine *m)
 
 static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"gpa", "size", "hva", "readonly", "dirty", NULL};
+    static char *names[] = {"gpa", "size", "hva", "readonly", "dirty", "tag", NULL};
     unsigned long long gpa, size, hva, dirty = 0;
+    unsigned int tag = 0;
     int readonly = 0, i, overlap = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "KKK|pK", names, &gpa, &size, &hva, &readonly, &dirty) || !usable(m))
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "KKK|pKI", names, &gpa, &size, &hva, &readonly, &dirty, &tag) ||
+        !usable(m))
         return NULL;
     if (!size || ((gpa | size | hva) & (GUEST_PAGE - 1)) || gpa + size < gpa) {
         PyErr_SetString(PyExc_ValueError, "gpa, size and hva are multiples of 4096 bytes");
         return NULL;
     }
-    struct region r = {.gpa = gpa, .size = size, .hva = (uint8_t *)hva, .dirty = (uint64_t *)dirty, .readonly = readonly};
+    struct region r = {.gpa = gpa, .size = size, .hva = (uint8_t *)hva, .dirty = (uint64_t *)dirty, .readonly = readonly,
+                       .tag = tag};
 
     if (m->target->tracks_code) {
         r.code = calloc(size / GUEST_PAGE, sizeof(*r.code));
@@ -294,7 +297,7 @@ static PyObject *machine_close(struct machine *m, PyObject *unused)
 
 static PyMethodDef machine_methods[] = {
     {"map", (PyCFunction)(void *)machine_map, METH_VARARGS | METH_KEYWORDS,
-     "map(gpa, size, hva, readonly=False, dirty=0)\n\nBack guest-physical memory (bytes, multiples of 4096) by host memory."},
+     "map(gpa, size, hva, readonly=False, dirty=0, tag=0)\n\nBack guest-physical memory (bytes, multiples of 4096) by host memory."},
     {"unmap", (PyCFunction)machine_unmap, METH_O, "unmap(gpa)\n\nTake away the region that begins at gpa."},
     {"reprotect", (PyCFunction)machine_reprotect, METH_VARARGS,
      "reprotect(gpa, first_page, pages)\n\nMake the next guest write to these pages set their dirty bit again."},

@@ -25,12 +25,53 @@ bool tlb_fill_end(struct cpu *c, bool ok, bool probe)
     return true;
 }
 
-static bool log_page(struct region *r, uint64_t pa, bool write)
+static bool ring_put(struct ring *ring, const struct ring_entry *entry)
+{
+    uint32_t head = atomic_load_explicit(ring->head, memory_order_relaxed);
+    struct ring_entry *slot = &ring->entries[head & ring->mask];
+
+    if (head - atomic_load(ring->tail) > ring->mask)
+        return false;
+    slot->tag = entry->tag;
+    slot->page = entry->page;
+    __atomic_store_n(&slot->flags, RING_DIRTY, __ATOMIC_RELEASE);
+    atomic_store(ring->head, head + 1);
+    return true;
+}
+
+/* Before the guest goes on: what found no room when it was written. */
+void ring_drain(struct cpu *c)
+{
+    uint32_t done = 0;
+
+    while (done < c->ring.nspill && ring_put(&c->ring, &c->ring.spill[done]))
+        done++;
+    c->ring.nspill -= done;
+    memmove(c->ring.spill, c->ring.spill + done, c->ring.nspill * sizeof(*c->ring.spill));
+}
+
+/* The reader has to be told when the soft limit is reached: the guest is left as by a kick. */
+static void ring_log(struct cpu *c, const struct ring_entry *entry)
+{
+    struct ring *ring = &c->ring;
+
+    if (!ring_put(ring, entry) && ring->nspill < RING_SPILL)
+        ring->spill[ring->nspill++] = *entry;
+    if (atomic_load(ring->head) - atomic_load(ring->tail) >= ring->soft) {
+        atomic_store(&c->kicked, 1);
+        cpu_force_exit(c);
+    }
+}
+
+/* The bit of a page is set by the first write since it was cleared, and that write is the one that rings log. */
+static bool log_page(struct cpu *c, struct region *r, uint64_t pa, bool write)
 {
     uint64_t page = (pa - r->gpa) / GUEST_PAGE, bit = 1ul << (page % 64);
 
-    if (write)
-        __atomic_fetch_or(&r->dirty[page / 64], bit, __ATOMIC_RELAXED);
+    if (write && !(__atomic_fetch_or(&r->dirty[page / 64], bit, __ATOMIC_RELAXED) & bit) && c->ring.entries) {
+        struct ring_entry entry = {RING_DIRTY, r->tag, page};
+        ring_log(c, &entry);
+    }
     return write || (__atomic_load_n(&r->dirty[page / 64], __ATOMIC_RELAXED) & bit);
 }
 
@@ -40,7 +81,7 @@ void tlb_log_write(struct cpu *c, uint64_t pa)
     struct region *r = cpu_region(c, pa);
 
     if (r && r->dirty)
-        log_page(r, pa, true);
+        log_page(c, r, pa, true);
 }
 
 /* Before Unicorn makes the entry: a clean page of a logged region stays unwritable until the fill for a write. */
@@ -50,7 +91,7 @@ struct region *tlb_page_begin(struct cpu *c, uint64_t pa, int *prot)
 
     c->fill.pa_page = pa & ~(GUEST_PAGE - 1);
     if (r && r->dirty && (*prot & PAGE_WRITE) &&
-        !log_page(r, pa, c->fill.active && c->fill.access == ACCESS_STORE))
+        !log_page(c, r, pa, c->fill.active && c->fill.access == ACCESS_STORE))
         *prot &= ~PAGE_WRITE;
     return r;
 }
