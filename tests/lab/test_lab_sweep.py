@@ -174,7 +174,7 @@ def test_bad_input_is_one_line(words: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_names() -> None:
-    assert subjects_of(["x86"]) == ["x86/none", "x86/irqchip", "x86/split"]
+    assert subjects_of(["x86"]) == ["x86/ring", "x86/none", "x86/irqchip", "x86/split"]
     assert subjects_of([]) == list(SUBJECTS)
     with pytest.raises(LabError):
         subjects_of(["x86/nothing"])

@@ -16,6 +16,7 @@ from anykvm.api.backend import (
 )
 from anykvm.api.coalesced import coalesced_writes
 from anykvm.api.device import Device
+from anykvm.api.dirty_ring import DirtyPage, DirtyRing
 from anykvm.api.exits import (
     ArchExit,
     ArmNisv,
@@ -55,6 +56,8 @@ __all__ = [
     "Debug",
     "Descriptor",
     "Device",
+    "DirtyPage",
+    "DirtyRing",
     "DirtyRingFull",
     "Exit",
     "FailEntry",

@@ -31,8 +31,8 @@ class Backend(Protocol):
     def close(self, fd: int) -> None:
         """Close one of the backend's fds; OSError EBADF if it is not open."""
 
-    def mmap(self, fd: int, length: int) -> memoryview:
-        """Map ``length`` bytes of a vCPU fd, shared and writable, from offset 0: the run page.
+    def mmap(self, fd: int, length: int, offset: int = 0) -> memoryview:
+        """Map ``length`` bytes of a vCPU fd, shared and writable: from 0 the run page, or its dirty ring.
 
         It stays mapped as long as there is a view of it.
         """

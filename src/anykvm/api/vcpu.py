@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from anykvm.api.backend import Backend
 from anykvm.api.decode import decode
+from anykvm.api.dirty_ring import DirtyRing
 from anykvm.api.exits import Exit, Interrupted
 from anykvm.api.handle import Attributed, Configurable
 from anykvm.api.memory import Slots
@@ -20,6 +21,7 @@ from anykvm.api.x86_vcpu import X86Cpu
 from anykvm.uapi.arm64 import (
     KVM_ARM_VCPU_FINALIZE,
     KVM_ARM_VCPU_INIT,
+    KVM_DIRTY_LOG_PAGE_OFFSET,
     KVM_GET_VCPU_EVENTS,
     KVM_SET_VCPU_EVENTS,
     KvmVcpuEvents,
@@ -120,6 +122,17 @@ class Vcpu(Configurable, Attributed, X86Cpu):
         if not 0 <= number < len(self._page) // 4096:
             raise ValueError(f"a vCPU's mapping has {len(self._page) // 4096} pages, no page {number}")
         return memoryview(self._map).cast("B")[4096 * number : 4096 * (number + 1)]
+
+    def dirty_ring(self, size: int) -> DirtyRing:
+        """Map the vCPU's dirty ring (api.rst 8.29); ``size`` is what :meth:`Vm.enable_dirty_ring` was given.
+
+        Errors: EINVAL where there is none, EBADF.
+
+        >>> vm.create_vcpu(7).dirty_ring(4096)
+        Traceback (most recent call last):
+        OSError: [Errno 22] ...
+        """
+        return DirtyRing(self._backend.mmap(self.fd, size, KVM_DIRTY_LOG_PAGE_OFFSET * 4096))
 
     @property
     def immediate_exit(self) -> bool:

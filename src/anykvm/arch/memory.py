@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from anykvm.virt.hooks import ArchHooks
 
 if TYPE_CHECKING:
     from anykvm.engine import Machine
     from anykvm.virt.memory import MemorySlot, SlotChange
+    from anykvm.virt.vcpu import Vcpu
     from anykvm.virt.vm import Vm
 
 
@@ -42,6 +43,22 @@ class EngineMemory(ArchHooks):
             machine.reprotect(slot.gpa, first_page, pages)
 
 
+class RingCpu(Protocol):
+    """A CPU that logs what it writes."""
+
+    def set_write_ring(self, entries: int, counts: int, size: int, soft: int, /) -> None:
+        """Log first writes to pages in a ring of ``size`` entries at an address; ``soft`` of them make it leave."""
+
+
+def connect_ring(vcpu: Vcpu, cpu: RingCpu) -> None:
+    """Let the engine's CPU write the vCPU's dirty ring, if it has one; before it first runs."""
+    ring = vcpu.dirty_ring
+    if ring is not None:
+        cpu.set_write_ring(ring.address, ring.counts_address, ring.entries, ring.soft_limit)
+
+
 def _map(machine: Machine, slot: MemorySlot) -> None:
     dirty = slot.dirty.address if slot.dirty is not None else 0
-    machine.map(slot.gpa, slot.size, slot.userspace_addr, readonly=slot.readonly, dirty=dirty)
+    machine.map(
+        slot.gpa, slot.size, slot.userspace_addr, readonly=slot.readonly, dirty=dirty, tag=slot.as_id << 16 | slot.id
+    )

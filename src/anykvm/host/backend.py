@@ -120,11 +120,16 @@ class HostBackend:
         """Close an fd. Errors: EBADF."""
         os.close(fd)
 
-    def mmap(self, fd: int, length: int) -> memoryview:
-        """Map a vCPU's run page and what follows it. Errors: ENODEV for another kind of fd, EINVAL, EBADF."""
+    def mmap(self, fd: int, length: int, offset: int = 0) -> memoryview:
+        """Map a vCPU's run page and what follows it, or from ``offset`` on.
+
+        Errors: ENODEV for another kind of fd, EINVAL, EBADF.
+        """
         if fd < 0:  # Python would give anonymous memory
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return memoryview(mmap.mmap(fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE))
+        return memoryview(
+            mmap.mmap(fd, length, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE, offset=offset)
+        )
 
     def interrupt(self, fd: int) -> None:
         """Interrupt the KVM_RUN in progress on a vCPU fd, if one is, by a signal to its thread.

@@ -147,6 +147,10 @@ def _split(life: Life) -> None:
     life.vm.enable_cap(caps.KVM_CAP_SPLIT_IRQCHIP, 24)
 
 
+def _rings(life: Life) -> None:
+    life.vm.enable_dirty_ring(4096)
+
+
 def _pit(life: Life) -> None:
     life.vm.create_pit2()
 
@@ -180,12 +184,15 @@ _GIC_END: Final = (Op("GIC initialised", _init_gic), Op("irqfd", _irqfd))
 
 def _subjects() -> dict[str, Subject]:
     gicv2, gicv3 = _gic(common.KVM_DEV_TYPE_ARM_VGIC_V2), _gic(common.KVM_DEV_TYPE_ARM_VGIC_V3)
+    rings = Op("dirty rings", _rings)
     irqchip = (Op("irqchip", _irqchip), Op("PIT", _pit))
     listed = [
         Subject("arm64/none", (*_FIRST, *_VCPUS, *_REST)),
         Subject("arm64/gicv2", (*_FIRST, gicv2, *_VCPUS, *_REST, *_GIC_END), early=False),
         Subject("arm64/gicv3", (*_FIRST, gicv3, *_VCPUS, *_REST, *_GIC_END), early=False),
         Subject("arm64/gicv3-late", (*_FIRST, *_VCPUS, gicv3, *_REST, *_GIC_END), early=False),
+        Subject("arm64/ring", (*_FIRST[:2], rings, *_FIRST[2:], *_VCPUS, *_REST)),
+        Subject("x86/ring", (*_FIRST[:2], rings, *_FIRST[2:], *_VCPUS, *_REST)),
         Subject("x86/none", (*_FIRST, *_VCPUS, *_REST)),
         Subject("x86/irqchip", (*_FIRST, *irqchip, *_VCPUS, *_REST, Op("irqfd", _irqfd))),
         Subject("x86/split", (*_FIRST, Op("split irqchip", _split), *_VCPUS, *_REST)),

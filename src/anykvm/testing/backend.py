@@ -133,10 +133,10 @@ class FaultyBackend:
         with self.injector.call("close"):
             self._backend.close(fd)
 
-    def mmap(self, fd: int, length: int) -> memoryview:
+    def mmap(self, fd: int, length: int, offset: int = 0) -> memoryview:
         """Map a vCPU; the point is called ``mmap``."""
         with self.injector.call("mmap"):
-            return self._backend.mmap(fd, length)
+            return self._backend.mmap(fd, length, offset)
 
     def interrupt(self, fd: int) -> None:
         """As the backend's own."""

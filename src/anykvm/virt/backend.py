@@ -49,15 +49,16 @@ class SoftwareBackend:
             file = self.files.find(fd)
         return file.ioctl(request, arg)
 
-    def mmap(self, fd: int, length: int) -> memoryview:
-        """Map a vCPU's run page, shared; ``length`` in bytes, at most KVM_GET_VCPU_MMAP_SIZE; EBADF, EINVAL, ENODEV.
+    def mmap(self, fd: int, length: int, offset: int = 0) -> memoryview:
+        """Map a vCPU's run page, shared, or at ``offset`` KVM_DIRTY_LOG_PAGE_OFFSET pages its dirty ring.
 
-        In a forked child a vCPU of the parent is ENODEV too.
+        ``length`` in bytes, at most KVM_GET_VCPU_MMAP_SIZE, or the ring's size; EBADF, EINVAL, ENODEV. In a forked
+        child a vCPU of the parent is ENODEV too.
         """
         file = self._by_fd.get(fd) or self.files.find(fd)
         if not isinstance(file, VcpuFile):
             raise OSError(errno.ENODEV, f"a {file.kind} fd cannot be mapped here")
-        return file.map(length)
+        return file.map(length, offset)
 
     def interrupt(self, fd: int) -> None:
         """Do what a signal to the thread in KVM_RUN on this vCPU fd does: KVM_RUN returns EINTR.

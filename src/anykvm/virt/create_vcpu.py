@@ -35,7 +35,12 @@ def create_vcpu(vm: Vm, vcpu_id: int) -> int:
             ladder.step("created_vcpus", count, uncount, vm)
         vcpu = ladder.acquire("vcpu struct", Vcpu, Vcpu.free, vm, vcpu_id, ladder)
         ladder.step("run page", vcpu.alloc_run_page, vcpu.free_run_page)
+        if vm.dirty_ring_size:
+            # Made after the architecture's part, and freed after it too, since that may write to pages to the last.
+            ladder.push("dirty ring", vcpu.free_dirty_ring)
         create_arch(vcpu)
+        if vm.dirty_ring_size:
+            vcpu.alloc_dirty_ring()
         with vm.lock, ladder.guard():
             if vm.get_vcpu_by_id(vcpu_id) is not None:
                 raise OSError(errno.EEXIST, f"the VM has a vCPU with vcpu_id {vcpu_id} already")

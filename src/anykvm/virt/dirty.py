@@ -49,9 +49,12 @@ class DirtyBitmap:
         """The bytes as they are now."""
         return self._memory.view
 
-    def mark(self, page: int) -> None:
-        """Set a page's bit; not atomic, so with the vCPUs stopped or from their one thread."""
-        self._words[page // _WORD_BITS] |= 1 << page % _WORD_BITS
+    def mark(self, page: int) -> bool:
+        """Set a page's bit, and tell whether it was clear; not atomic, so with the vCPUs stopped."""
+        word, bit = page // _WORD_BITS, 1 << page % _WORD_BITS
+        before = self._words[word]
+        self._words[word] = before | bit
+        return not before & bit
 
     def fill(self) -> None:
         """Set every page's bit (KVM_DIRTY_LOG_INITIALLY_SET); before the engine knows the bitmap."""
@@ -79,6 +82,11 @@ class DirtyBitmap:
         self._services.free(self._memory)
 
 
+def _check_bitmaps(vm: Vm) -> None:
+    if vm.dirty_ring_size:
+        raise OSError(errno.ENXIO, "the VM has dirty rings instead of bitmaps")
+
+
 def _check_number(vm: Vm, number: int) -> None:
     as_id, slot_id = number >> 16, number & 0xFFFF
     if as_id or slot_id >= vm.hooks.user_mem_slots:
@@ -96,10 +104,11 @@ def _logged_slot(vm: Vm, number: int) -> MemorySlot:
 def get_dirty_log(vm: Vm, arg: int) -> int:
     """KVM_GET_DIRTY_LOG: copy the bitmap out, and clear it unless clearing is userspace's (KVM_CLEAR_DIRTY_LOG).
 
-    EINVAL for a slot number out of range, ENOENT for a slot without a log, EFAULT: the bits are gone then, as in the
-    kernel.
+    EINVAL for a slot number out of range, ENOENT for a slot without a log, ENXIO with dirty rings, EFAULT: the bits are
+    gone then, as in the kernel.
     """
     log = vm.services.read_struct(arg, KvmDirtyLog)
+    _check_bitmaps(vm)
     with vm.slots_lock:
         slot = _logged_slot(vm, log.slot)
         assert slot.dirty is not None
@@ -111,9 +120,10 @@ def get_dirty_log(vm: Vm, arg: int) -> int:
 def clear_dirty_log(vm: Vm, arg: int) -> int:
     """KVM_CLEAR_DIRTY_LOG: clear the pages whose bit is set in userspace's bitmap.
 
-    EINVAL for a range that is not a multiple of 64 pages within the slot (its end excepted), ENOENT, EFAULT.
+    EINVAL for a range that is not a multiple of 64 pages within the slot (its end excepted), ENOENT, ENXIO, EFAULT.
     """
     log = vm.services.read_struct(arg, KvmClearDirtyLog)
+    _check_bitmaps(vm)
     first, count = log.first_page, log.num_pages
     with vm.slots_lock:
         _check_number(vm, log.slot)

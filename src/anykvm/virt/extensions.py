@@ -11,6 +11,7 @@ from anykvm.uapi import caps
 from anykvm.uapi.constants import KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE
 from anykvm.uapi.structs import KvmEnableCap
 
+from . import dirty_ring
 from .hooks import ArchHooks
 from .irq import KVM_MAX_IRQ_ROUTES
 
@@ -47,6 +48,8 @@ def check_extension(hooks: ArchHooks, vm: Vm | None, cap: int) -> int:
     known = _EVERYWHERE.get(cap)
     if known is not None:
         return known
+    if cap == caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL or (cap == caps.KVM_CAP_DIRTY_LOG_RING and hooks.strongly_ordered):
+        return dirty_ring.KVM_DIRTY_RING_MAX_ENTRIES * dirty_ring.ENTRY_SIZE
     if cap == caps.KVM_CAP_NR_VCPUS:
         return min(os.cpu_count() or 1, hooks.max_vcpus)
     if cap == caps.KVM_CAP_MAX_VCPUS:
@@ -74,4 +77,8 @@ def enable_cap(vm: Vm, arg: int) -> int:
             raise OSError(errno.EINVAL, f"KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 cannot be {args[0]:#x}")
         vm.manual_dirty_log_protect = args[0]
         return 0
+    if cap.cap in (caps.KVM_CAP_DIRTY_LOG_RING, caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL):
+        if not check_extension(vm.hooks, vm, cap.cap):
+            raise OSError(errno.EINVAL, f"{vm.hooks.name} has KVM_CAP_DIRTY_LOG_RING_ACQ_REL only")
+        return dirty_ring.enable(vm, args[0])
     return vm.hooks.vm_enable_cap(vm, cap.cap, cap.flags, args)

@@ -45,6 +45,9 @@ class ArchHooks(Protocol):
     """KVM_CAP_READONLY_MEM: whether a slot may have KVM_MEM_READONLY."""
     irqchip_pins: tuple[int, ...] = ()
     """How many input pins each in-kernel irqchip has that a routing entry can name; the index is its number."""
+    strongly_ordered: bool = False
+    """Whether KVM_CAP_DIRTY_LOG_RING is offered too, and not KVM_CAP_DIRTY_LOG_RING_ACQ_REL alone: its users count on
+    the order of x86's stores."""
     vcpu_stats: tuple[str, ...] = ()
     """Names of the architecture's own cumulative vCPU statistics, after the common ones (``virt/stats.py``)."""
 

@@ -45,10 +45,10 @@ def _type(size: int) -> Any:
     return kind
 
 
-def map_shared(fd: int, size: int) -> Mapping:
-    """Map the first ``size`` bytes of a memfd, or new anonymous memory for -1, shared and writable; ENOMEM, EBADF."""
+def map_shared(fd: int, size: int, offset: int = 0) -> Mapping:
+    """Map a memfd from ``offset`` on, or new anonymous memory for -1, shared and writable; ENOMEM, EBADF."""
     flags = mmap.MAP_SHARED | (mmap.MAP_ANONYMOUS if fd < 0 else 0)
-    address = _mmap(None, size, _READ_WRITE, flags, fd, 0)
+    address = _mmap(None, size, _READ_WRITE, flags, fd, 0 if fd < 0 else offset)
     if address == _MAP_FAILED:
         code = ctypes.get_errno() or errno.ENOMEM
         raise OSError(code, os.strerror(code))

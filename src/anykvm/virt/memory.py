@@ -190,7 +190,8 @@ class MemorySlots:
         if old is not None and old.dirty is not None:
             return old.dirty, False
         dirty = DirtyBitmap(self._vm.services, npages)
-        if self._vm.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET:
+        # With rings the bits say what is in one already: nothing is.
+        if self._vm.manual_dirty_log_protect & KVM_DIRTY_LOG_INITIALLY_SET and not self._vm.dirty_ring_size:
             dirty.fill()
         return dirty, True
 

@@ -263,9 +263,9 @@ class Services:
         self._hold(("fd", fd), "fd", name)
         return fd
 
-    def map(self, fd: int, size: int, name: str) -> Mapping:
-        """Map the start of a memfd, or anonymous memory for -1, shared and writable; ENOMEM."""
-        mapping = map_shared(fd, size)
+    def map(self, fd: int, size: int, name: str, offset: int = 0) -> Mapping:
+        """Map a part of a memfd, or anonymous memory for -1, shared and writable; ENOMEM."""
+        mapping = map_shared(fd, size, offset)
         self._hold(("map", id(mapping)), "map", name)
         return mapping
 

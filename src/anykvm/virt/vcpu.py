@@ -13,13 +13,15 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
 
 from anykvm.uapi import requests as rq
-from anykvm.uapi.exits import KVM_EXIT_INTR
+from anykvm.uapi.exits import KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_INTR
 from anykvm.uapi.run import KvmRun
 from anykvm.uapi.structs import KvmSignalMask
 
+from .dirty_ring import KVM_DIRTY_LOG_PAGE_OFFSET, DirtyRing, DirtyRingFull, file_size
 from .handles import KvmFile
 from .ladder import Ladder
 from .preempt import PreemptNotifier, arrive
+from .services import PAGE_SIZE
 from .stats import SIGNAL_EXITS, Stats, vcpu_stats
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Vcpu:
         "arch_ladder",
         "cpu",
         "destroyed",
+        "dirty_ring",
         "fd_errno",
         "hooks",
         "ladder",
@@ -97,6 +100,7 @@ class Vcpu:
         self.memfd = -1
         self.fd_errno = 0
         self.run: KvmRun
+        self.dirty_ring: DirtyRing | None = None
         self.stats = Stats(self.services, f"kvm-{vm.pid}/vcpu-{vcpu_id}", vcpu_stats(self.hooks.vcpu_stats))
 
     def free(self) -> None:
@@ -111,7 +115,9 @@ class Vcpu:
         """Make the memfd that is the run page. With no fd left it is anonymous, and the fd step gives the error."""
         size = self.hooks.vcpu_mmap_size
         try:
-            self.memfd = self.services.memfd(f"kvm-vcpu:{self.vcpu_id}", size)
+            ring_size = self.vm.dirty_ring_size
+            whole = file_size(ring_size) if ring_size else size
+            self.memfd = self.services.memfd(f"kvm-vcpu:{self.vcpu_id}", whole)
         except OSError as failure:
             if failure.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
@@ -134,6 +140,16 @@ class Vcpu:
             self.memfd = -1
         self.services.unmap(self._page.obj)  # type: ignore[arg-type]
         del self.run, self._words, self._page
+
+    def alloc_dirty_ring(self) -> None:
+        """Make the dirty ring, in the file that the run page is in; ENOMEM."""
+        self.dirty_ring = DirtyRing(self.services, self.memfd, self.vm.dirty_ring_size)
+
+    def free_dirty_ring(self) -> None:
+        """Give the ring back."""
+        ring, self.dirty_ring = self.dirty_ring, None
+        if ring is not None:
+            ring.free()
 
     @property
     def page(self) -> memoryview:
@@ -203,6 +219,9 @@ class Vcpu:
                 self.stats.values[SIGNAL_EXITS] += 1
                 raise OSError(errno.EINTR, "immediate_exit is set")
             return self.hooks.vcpu_run(self)
+        except DirtyRingFull:
+            self._words[_EXIT_REASON] = KVM_EXIT_DIRTY_RING_FULL
+            return 0
         finally:
             self.running = False
 
@@ -277,8 +296,8 @@ class VcpuFile(KvmFile):
             if self.closed:
                 self._left()
 
-    def map(self, length: int) -> memoryview:
-        """Give the first ``length`` bytes of the run page to userspace; EINVAL, EBADF.
+    def map(self, length: int, offset: int = 0) -> memoryview:
+        """Give ``length`` bytes of the run page, or of the dirty ring at its offset, to userspace; EINVAL, EBADF.
 
         It is the mapping the core has itself, which lasts as long as anyone holds a view of it.
         """
@@ -286,9 +305,13 @@ class VcpuFile(KvmFile):
         try:
             if self.closed:
                 raise OSError(errno.EBADF, f"the fd of vCPU {self.vcpu.vcpu_id} is closed")
-            if not 0 < length <= len(self.vcpu.page):
-                raise OSError(errno.EINVAL, f"{length} bytes of a vCPU cannot be mapped")
-            return self.vcpu.page[:length]
+            ring = self.vcpu.dirty_ring
+            page = self.vcpu.page
+            if offset == KVM_DIRTY_LOG_PAGE_OFFSET * PAGE_SIZE and ring is not None:
+                page, offset = ring.view, 0
+            if offset or not 0 < length <= len(page):
+                raise OSError(errno.EINVAL, f"{length} bytes of a vCPU cannot be mapped at {offset:#x}")
+            return page[:length]
         finally:
             self._entered.pop()
             if self.closed:

@@ -19,6 +19,7 @@ from .coalesced import CoalescedRing, register_coalesced_mmio, unregister_coales
 from .create_vcpu import create_vcpu, destroy_vcpu
 from .device import DeviceOps, create_device, free_device
 from .dirty import clear_dirty_log, get_dirty_log
+from .dirty_ring import reset_dirty_rings
 from .eventfd import Ioeventfds, Irqfds, ioeventfd, irqfd
 from .extensions import check_extension, enable_cap
 from .handles import FileTable, KvmFile
@@ -55,6 +56,8 @@ class Vm:
         self.vcpu_by_id: dict[int, Vcpu] = {}
         self.devices: list[DeviceOps] = []
         self.manual_dirty_log_protect = 0
+        self.dirty_ring_size = 0
+        """In bytes, of each vCPU's dirty ring; 0 without them."""
         self._users = 1
         with services.ladder("vm struct") as inner:
             inner.acquire("vm", services.charge, services.free, "vm", _VM_STRUCT_SIZE)
@@ -165,6 +168,7 @@ _IOCTLS: Final[dict[int, Callable[[Vm, int], int]]] = {
     rq.KVM_SET_USER_MEMORY_REGION2: set_user_memory_region2,
     rq.KVM_GET_DIRTY_LOG: get_dirty_log,
     rq.KVM_CLEAR_DIRTY_LOG: clear_dirty_log,
+    rq.KVM_RESET_DIRTY_RINGS: reset_dirty_rings,
     rq.KVM_IRQ_LINE: irq_line,
     rq.KVM_IRQ_LINE_STATUS: irq_line_status,
     rq.KVM_REGISTER_COALESCED_MMIO: register_coalesced_mmio,

@@ -34,7 +34,7 @@ class FakeMachine:
         self.changes: list[str] = []
         self.closed = False
 
-    def map(self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0) -> None:
+    def map(self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0, tag: int = 0) -> None:
         assert gpa not in self.regions
         self.changes.append("map")
         self.regions[gpa] = {"size": size, "hva": hva, "readonly": readonly, "dirty": dirty}

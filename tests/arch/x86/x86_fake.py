@@ -42,7 +42,7 @@ class FakeMachine:
         self.stops = 0
         self.closed = False
 
-    def map(self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0) -> None:
+    def map(self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0, tag: int = 0) -> None:
         assert gpa not in self.regions
         self.regions[gpa] = {"size": size, "hva": hva, "readonly": readonly, "dirty": dirty}
 

@@ -69,5 +69,8 @@ class CpuLike(Protocol):
     def reset(self) -> None:
         """Architectural reset."""
 
+    def set_write_ring(self, entries: int, counts: int, size: int, soft: int, /) -> None:
+        """Log first writes to pages in a ring."""
+
     def close(self) -> None:
         """Free it."""

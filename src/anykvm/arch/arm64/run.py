@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.engine import Event
 from anykvm.uapi import common
 from anykvm.virt import stats
+from anykvm.virt.dirty_ring import DirtyRingFull
 
 from . import inject, smccc
 from .vcpu import EXIT_DATA
@@ -133,6 +134,9 @@ def attend(arch: Arm64Vcpu) -> None:
         if vcpu.signal_pending or vcpu.immediate_exit:
             arch.attention = True
             vcpu.signal_exit()
+        if vcpu.dirty_ring is not None and vcpu.dirty_ring.full:
+            arch.attention = True
+            raise DirtyRingFull
         if arch.vgic is None and arch.publish_device_irq_level():
             arch.attention = True
             vcpu.signal_pending = True

@@ -18,6 +18,7 @@ from anykvm.uapi.run import KvmRun
 from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
+from ..memory import connect_ring
 from . import idregs, psci, sysregs
 from .inject import PSTATE_EL1H_DAIF
 from .power import Power
@@ -172,6 +173,7 @@ class Arm64Vcpu:
         """Give the CPU for use, made ready the first time."""
         if not self.live:
             self._reset_cpu()
+            connect_ring(self.vcpu, self.cpu)
             with self.vm.line_lock():
                 self.live = True
                 line = self.vgic.line if self.vgic is not None else self.user_lines

@@ -31,6 +31,7 @@ class X86Hooks(EngineMemory):
     max_vcpus = KVM_MAX_VCPUS
     max_vcpu_ids = KVM_MAX_VCPU_IDS
     vcpu_mmap_size = 3 * 4096
+    strongly_ordered = True
     coalesced_mmio_page = uapi.KVM_COALESCED_MMIO_PAGE_OFFSET
     user_mem_slots = 32764
     irqchip_pins = IRQCHIP_PINS

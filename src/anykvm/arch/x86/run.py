@@ -17,6 +17,7 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
 from anykvm.virt import stats
+from anykvm.virt.dirty_ring import DirtyRingFull
 
 from . import debug, half_done, hypercall, inject, msrs, pv, quirks, sync_regs, timer, tpr
 from .engine import SPURIOUS
@@ -295,6 +296,9 @@ def attend(arch: X86Vcpu) -> bool:
         if vcpu.signal_pending or vcpu.immediate_exit:
             arch.attention = True
             vcpu.signal_exit()
+        if vcpu.dirty_ring is not None and vcpu.dirty_ring.full:
+            arch.attention = True
+            raise DirtyRingFull
         if arch.mp_state == _RUNNABLE:
             return True
         if not _wake_reason(arch):

@@ -17,6 +17,7 @@ from anykvm.virt import preempt
 from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
+from ..memory import connect_ring
 from ..sleep import Sleep
 from . import cpuid, debug, inject, lapic_x2apic, sysregs, timer, tpr
 from .engine import LINE_INTR
@@ -193,6 +194,7 @@ class X86Vcpu(HalfDone):
         if not self.live:
             cpu = self.cpu
             cpu.reset()
+            connect_ring(self.vcpu, cpu)
             if self.tsc_khz:
                 cpu.tsc_khz = self.tsc_khz
             timer.start_tsc(self)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.engine import Machine
 from anykvm.uapi import x86 as uapi
+from anykvm.virt.dirty_ring import mark_written
 
 from . import irqchip
 from .msr_filter import ALLOW_ALL, MsrFilter
@@ -159,6 +160,5 @@ class X86Vm:
             first = gpa - slot.gpa >> 12
             last = gpa + len(data) - 1 - slot.gpa >> 12
             with self.machine.stopped():
-                for page in range(first, last + 1):
-                    slot.dirty.mark(page)
+                mark_written(self.vm, slot, first, last)
         return True
