@@ -59,10 +59,10 @@ class ScheduledBackend(SoftwareBackend):
         self._look_up()
         return super().ioctl(fd, request, arg)
 
-    def mmap(self, fd: int, length: int) -> memoryview:
+    def mmap(self, fd: int, length: int, offset: int = 0) -> memoryview:
         """As the backend does."""
         self._look_up()
-        return super().mmap(fd, length)
+        return super().mmap(fd, length, offset)
 
 
 class World:
