@@ -75,6 +75,41 @@ def test_the_state_while_parked_is_the_instructions_start(x86):
     assert c.gpr[RAX] == 8
 
 
+@pytest.mark.parametrize(
+    ("instruction", "kind", "length"),
+    [
+        ("in %dx, %al", R, 1),
+        ("out %al, %dx", W, 1),
+        ("mov (%rdi), %al", MR, 2),
+        ("mov %al, (%rdi)", MW, 2),
+        ("addb $1, (%rdi)", MR, 3),
+    ],
+)
+def test_finishing_an_access_runs_nothing_after_it(x86, instruction, kind, length):
+    b = x86(
+        f"mov $5, %eax; mov $0x60, %edx; mov ${DEVICE:#x}, %edi; lea 1f(%rip), %r15; 1: {instruction}; inc %ebx; hlt"
+    )
+    c = b.long()
+    c.gpr[3] = 1
+    assert go(c)[0] == kind
+    before = c.rip
+    assert before == c.gpr[15]
+    c.set_irq(0, True)
+    c.finish(7)
+    assert c.parked in (None, Event.KICK)
+    if instruction.startswith("addb"):
+        # Its second access has not been answered: the whole instruction comes again.
+        assert c.rip == before
+        assert [go(c)[:2], go(c, 7)] == [(MR, DEVICE), (MW, DEVICE, 1, 8)]
+    else:
+        assert (c.rip, c.gpr[3]) == (before + length, 1)
+        assert c.gpr[RAX] == (7 if kind in (R, MR) else 5)
+    assert go(c) == LAST
+    assert c.gpr[3] == 2
+    with pytest.raises(RuntimeError):
+        c.finish(0)
+
+
 @pytest.mark.parametrize(("suffix", "size"), [("b", 1), ("w", 2), ("l", 4)])
 @pytest.mark.parametrize("backwards", [0, 1], ids=["up", "down"])
 def test_string_output_is_one_event_per_element(x86, suffix, size, backwards):

@@ -198,7 +198,8 @@ def test_immediate_exit_finishes_the_instruction(one: Rig) -> None:
     [((Event.HLT,), 1), ((Event.HYPERCALL,), 3), ((Event.PIO_WRITE, 0x80, 1, 1), 0), ((Event.KICK,), 0)],
 )
 def test_what_comes_right_after_is_met_again(one: Rig, event: tuple[int, ...], undone: int) -> None:
-    one.run((Event.MMIO_READ, 0xD000_0000, 4))
+    one.enable(C.KVM_CAP_X86_USER_SPACE_MSR, X.KVM_MSR_EXIT_REASON_UNKNOWN)
+    one.run((Event.MSR_READ, 0xDEAD))
     cpu = one.cpu()
 
     def first(_: object) -> tuple[int, ...]:
@@ -214,6 +215,24 @@ def test_what_comes_right_after_is_met_again(one: Rig, event: tuple[int, ...], u
     assert cpu.rip == 0x1000 - undone
     assert ("abandon" in cpu.log) == (event[0] == Event.PIO_WRITE)
     assert regs.rip == 0x1000
+
+
+def test_registers_read_before_another_ioctl_finished_the_instruction_leave_its_rip(one: Rig) -> None:
+    """QEMU writes back what it read, the special registers first: the instruction does not run a second time."""
+    one.run((Event.PIO_WRITE, 0x7E, 2, 0x20))
+    regs = one.get(X.KVM_GET_REGS, X.KvmRegs)
+    cpu = one.cpu()
+
+    def finish(_: object) -> None:
+        cpu.rip += 2
+
+    cpu.script.append(finish)
+    one.set(X.KVM_SET_SREGS, one.get(X.KVM_GET_SREGS, X.KvmSregs))
+    one.set(X.KVM_SET_REGS, regs)
+    assert cpu.rip == regs.rip + 2
+    one.run((Event.HLT,))
+    one.set(X.KVM_SET_REGS, regs)
+    assert cpu.rip == regs.rip
 
 
 # Interrupts from userspace.

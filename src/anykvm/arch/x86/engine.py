@@ -66,6 +66,9 @@ class CpuLike(Protocol):
     def abandon(self) -> None:
         """Give up the instruction it is parked in."""
 
+    def finish(self, value: int) -> None:
+        """Complete the device access it is parked in with this answer, and nothing after that instruction."""
+
     def kick(self) -> None:
         """Make ``run`` return soon."""
 

@@ -38,6 +38,9 @@ MID_INSTRUCTION: Final = frozenset(
 """Events in the middle of an instruction: it goes on with the next ``run``."""
 
 
+DEVICE_ACCESS: Final = frozenset(
+    int(kind) for kind in (Event.MMIO_READ, Event.MMIO_WRITE, Event.PIO_READ, Event.PIO_WRITE)
+)
 PORT_ACCESS: Final = frozenset({int(Event.PIO_READ), int(Event.PIO_WRITE)})
 PIO_PAGE: Final = 4096 * uapi.KVM_PIO_PAGE_OFFSET
 READ_AHEAD: Final = 1024
@@ -115,6 +118,8 @@ class HalfDone:
     wanted_regs: tuple[bytes, bytes] | None
     rip_ahead: int
     batch: Batch | None
+    finished_from: bytes | None
+    """The registers before an instruction that an ioctl finished, until the next KVM_RUN."""
 
     def load(self) -> CpuLike:
         """Give the CPU for use, made ready the first time."""
@@ -178,6 +183,8 @@ class HalfDone:
             self.wanted_regs = (data[:flags] + before[flags:], data) if data[flags:] != before[flags:] else None
         elif self.half_done:
             self.wanted_regs = (self.wanted_regs[0] if self.wanted_regs is not None else regs.get(cpu), data)
+        elif self.finished_from is not None:
+            regs.merge(cpu, self.finished_from, data)
         else:
             regs.set_(cpu, data)
 
@@ -193,9 +200,16 @@ class HalfDone:
         if not self.half_done:
             return
         cpu = self.cpu
+        # KVM finishes it in the next KVM_RUN: who read the registers before this means those.
+        self.finished_from = self.wanted_regs[0] if self.wanted_regs is not None else self.get_regs()
+        parked = cpu.parked
         value = self.take_reply()
-        cpu.kick()
-        kind = cpu.run(value)[0]
+        if parked in DEVICE_ACCESS:
+            cpu.finish(value)
+            kind = int(Event.KICK)
+        else:
+            cpu.kick()
+            kind = cpu.run(value)[0]
         # What the guest met next is met again: it is undone here, not remembered. An interrupt it was about to take
         # (IRQ_ACK) is acknowledged when it runs again.
         if kind in MID_INSTRUCTION:

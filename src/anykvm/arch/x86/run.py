@@ -155,6 +155,7 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
     values = vcpu.stats.values
     if arch.wanted_regs is not None:
         arch.complete_io()
+    arch.finished_from = None
     value = inject.acknowledge(arch) if cpu.parked == _IRQ_ACK else arch.take_reply()
     while True:
         kind, a, b, c = run(value)

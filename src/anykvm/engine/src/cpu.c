@@ -344,6 +344,37 @@ void cpu_resume(struct cpu *c)
     c->guest_ns += monotonic_ns() - begin;
 }
 
+/*
+ * Complete the instruction parked in a device access, and nothing after it. The rest of its block cannot be kept from
+ * running, so it is given up and run again in a block of its own, where the access is met again and answered. A kick
+ * that comes meanwhile is the caller's to look for.
+ */
+void cpu_finish(struct cpu *c, uint64_t answer)
+{
+    struct event parked = c->ev;
+
+    c->abandon = true;
+    do {
+        cpu_resume(c);
+    } while (c->ev.kind == EV_PAUSED);
+    machine_pause(c->m);
+    atomic_store(&c->kicked, 1);
+    c->alone = 1;
+    go(c);
+    if (c->ev.kind == parked.kind && c->ev.a == parked.a && c->ev.b == parked.b) {
+        c->answer = answer;
+        go(c);
+    }
+    /* It made another access: it starts from the beginning when the cpu runs. */
+    if (c->parked >= EV_MMIO_READ && c->parked < EV_PAUSED && c->parked != EV_KICK) {
+        c->abandon = true;
+        go(c);
+    }
+    c->alone = 0;
+    atomic_store(&c->kicked, 0);
+    machine_resume(c->m);
+}
+
 void cpu_close_engine(struct cpu *c)
 {
     c->closed = true;

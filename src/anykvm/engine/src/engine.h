@@ -291,6 +291,7 @@ void coroutine_destroy(struct coroutine *co);
 /* cpu.c */
 int cpu_materialise(struct cpu *c);
 void cpu_resume(struct cpu *c);
+void cpu_finish(struct cpu *c, uint64_t answer);
 void cpu_close_engine(struct cpu *c);
 uint64_t cpu_park(struct cpu *c, int kind, uint64_t a, uint64_t b, uint64_t v);
 void cpu_force_exit(struct cpu *c);

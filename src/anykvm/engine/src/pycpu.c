@@ -124,6 +124,25 @@ static PyObject *cpu_abandon(struct cpu *c, PyObject *unused)
     Py_RETURN_NONE;
 }
 
+static PyObject *cpu_finish_(struct cpu *c, PyObject *value)
+{
+    uint64_t answer = PyLong_AsUnsignedLongLongMask(value);
+
+    if ((answer == ~0ull && PyErr_Occurred()) || cpu_claim(c))
+        return NULL;
+    if (c->parked != EV_MMIO_READ && c->parked != EV_MMIO_WRITE && c->parked != EV_PIO_READ &&
+        c->parked != EV_PIO_WRITE) {
+        atomic_store(&c->busy, 0);
+        PyErr_SetString(PyExc_RuntimeError, "the cpu is not parked in a device access");
+        return NULL;
+    }
+    Py_BEGIN_ALLOW_THREADS
+    cpu_finish(c, answer);
+    Py_END_ALLOW_THREADS
+    atomic_store(&c->busy, 0);
+    Py_RETURN_NONE;
+}
+
 static PyObject *cpu_reset(struct cpu *c, PyObject *unused)
 {
     (void)unused;
@@ -347,6 +366,8 @@ static PyMethodDef cpu_methods[] = {
      "run(value=0) -> (kind, a, b, c)\n\nRun the guest until an event; value answers the event that parked it."},
     {"abandon", (PyCFunction)cpu_abandon, METH_NOARGS,
      "abandon()\n\nGive up the instruction parked in a device or system register access: the state is back at its start."},
+    {"finish", (PyCFunction)cpu_finish_, METH_O,
+     "finish(value)\n\nComplete the instruction parked in a device access with this answer, and nothing after it."},
     {"reset", (PyCFunction)cpu_reset, METH_NOARGS, "reset()\n\nThe architecture's reset."},
     {"refresh", (PyCFunction)cpu_refresh, METH_NOARGS, "refresh()\n\nAfter state was written behind the engine's back."},
     {"sync", (PyCFunction)cpu_sync, METH_NOARGS, "sync()\n\nMake the program counter that of the parked instruction."},
