@@ -53,7 +53,7 @@ static inline bool inside(void) { return internal || (current && current->depth)
 void signals_init(void);
 void signals_start(void);
 void signals_mask(struct thread *t, const uint64_t *mask);
-void signals_deliver(struct thread *t);
+void signals_requeue(struct thread *t);
 void signals_trap(void);
 
 /* python.c */

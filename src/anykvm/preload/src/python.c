@@ -145,6 +145,7 @@ static bool start(struct thread *t)
     const char *library = getenv("ANYKVM_EXEC_LIBPYTHON"), *version = getenv("ANYKVM_EXEC_VERSION");
     const char *paths = getenv("ANYKVM_EXEC_PATH"), *home = getenv("ANYKVM_EXEC_HOME");
     const char *executable = getenv("ANYKVM_EXEC_PYTHON");
+    struct sigaction interrupt;
     void *handle = NULL;
     bool fine;
 
@@ -172,9 +173,12 @@ static bool start(struct thread *t)
         python_detach(t);
         return fine;
     }
+    /* Python's module for signals makes Ctrl-C its own when it is loaded. */
+    real.sigaction(SIGINT, NULL, &interrupt);
     if (!initialise(paths, executable))
         return false;
     fine = import(home);
+    real.sigaction(SIGINT, &interrupt, NULL);
     t->state = py.PyEval_SaveThread();
     return fine;
 }

@@ -228,33 +228,25 @@ void signals_mask(struct thread *t, const uint64_t *mask)
     pthread_sigmask(SIG_SETMASK, &now, NULL);
 }
 
-/* The call is over: the client's mask again, and what came meanwhile. */
-void signals_deliver(struct thread *t)
+/* The call is over: what came meanwhile is sent again. All signals are blocked until signals_release(). */
+void signals_requeue(struct thread *t)
 {
-    uint64_t deferred = t->deferred;
-    sigset_t mask = t->mask, all;
     pid_t pid = getpid(), tid = (pid_t)syscall(SYS_gettid);
+    sigset_t all;
 
-    if (!deferred && !t->masked) {
-        t->depth = 0;
-        return;
-    }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, NULL);
-    deferred = t->deferred;
     for (int sig = 1; sig <= SIGNALS; sig++) {
-        if (!(deferred & BIT(sig)))
+        if (!(t->deferred & BIT(sig)))
             continue;
         /* What stays blocked here may be another thread's to take, unless it was sent to this one. */
-        if (sigismember(&mask, sig) && t->info[sig - 1].si_code != SI_TKILL)
+        if (sigismember(&t->mask, sig) && t->info[sig - 1].si_code != SI_TKILL)
             syscall(SYS_rt_sigqueueinfo, pid, sig, &t->info[sig - 1]);
         else
             syscall(SYS_rt_tgsigqueueinfo, pid, tid, sig, &t->info[sig - 1]);
     }
     t->deferred = 0;
     t->masked = false;
-    t->depth = 0;
-    pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
 /* ioctl without libc: the host's kernel sends SIGSYS for those of KVM's type, and we answer. */

@@ -18,6 +18,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void gone(void *argument)
 {
     struct thread *t = argument;
+    sigset_t mask;
+    bool late;
 
     t->depth++;
     python_thread_gone(t);
@@ -26,9 +28,14 @@ static void gone(void *argument)
     if (t->next)
         t->next->link = t->link;
     pthread_mutex_unlock(&lock);
-    signals_deliver(t);
+    late = t->deferred;
+    if (late)
+        signals_requeue(t);
+    mask = t->mask;
     current = NULL;
     free(t);
+    if (late)
+        pthread_sigmask(SIG_SETMASK, &mask, NULL);
 }
 
 static struct thread *make(void)
@@ -70,22 +77,41 @@ struct thread *thread_begin(void)
     return t;
 }
 
-/* Signals that came are delivered here, at the very end, and a handler may not return. */
-void thread_end(struct thread *t)
+static void restore_cancel(int state, bool pending)
 {
-    int state = t->cancel_state, type;
-    bool pending = t->pending;
+    int type;
 
-    if (t->deferred || t->masked)
-        signals_deliver(t);
-    else
-        t->depth = 0;
     /* Enabling a thread that has been cancelled ends it with the wrong result in glibc 2.36; changing the type does not. */
     if (pending)
         pthread_setcanceltype(PTHREAD_CANCEL_DEFERRED, &type);
     pthread_setcancelstate(state, NULL);
     if (pending)
         pthread_setcanceltype(type, NULL);
+}
+
+/* Signals that came are delivered here, at the very end, and a handler may not return. */
+void thread_end(struct thread *t)
+{
+    int state = t->cancel_state;
+    bool pending = t->pending;
+
+    if (t->deferred || t->masked) {
+        sigset_t mask;
+        signals_requeue(t);
+        mask = t->mask;
+        t->depth = 0;
+        restore_cancel(state, pending);
+        pthread_sigmask(SIG_SETMASK, &mask, NULL);
+        return;
+    }
+    t->depth = 0;
+    if (t->deferred) {
+        /* One came after we looked. */
+        t->depth = 1;
+        thread_end(t);
+        return;
+    }
+    restore_cancel(state, pending);
 }
 
 /* What the engine asks for while a thread is in the guest or sleeps (anykvm.engine's struct watch). */
