@@ -217,24 +217,6 @@ def test_what_comes_right_after_is_met_again(one: Rig, event: tuple[int, ...], u
     assert regs.rip == 0x1000
 
 
-def test_registers_read_before_another_ioctl_finished_the_instruction_leave_its_rip(one: Rig) -> None:
-    """QEMU writes back what it read, the special registers first: the instruction does not run a second time."""
-    one.run((Event.PIO_WRITE, 0x7E, 2, 0x20))
-    regs = one.get(X.KVM_GET_REGS, X.KvmRegs)
-    cpu = one.cpu()
-
-    def finish(_: object) -> None:
-        cpu.rip += 2
-
-    cpu.script.append(finish)
-    one.set(X.KVM_SET_SREGS, one.get(X.KVM_GET_SREGS, X.KvmSregs))
-    one.set(X.KVM_SET_REGS, regs)
-    assert cpu.rip == regs.rip + 2
-    one.run((Event.HLT,))
-    one.set(X.KVM_SET_REGS, regs)
-    assert cpu.rip == regs.rip
-
-
 # Interrupts from userspace.
 
 
