@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from . import boot, exits, hackbench, idle, micro, parallel, report, start, vcpu
 from .context import ALIKE, Benchmark, Context
 from .machine import describe
 from .measure import Row
-from .vmms import BenchmarkError, Qemu
+from .vmms import ARCHITECTURES, QEMU_PROGRAMS, BenchmarkError, Qemu
 
 BENCHMARKS: Final[dict[str, Benchmark]] = {
     benchmark.name: benchmark
@@ -39,12 +40,22 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
 @click.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option("-n", "--repetitions", type=click.IntRange(min=1), default=5, show_default=True, help="Of each side.")
+@click.option(
+    "--arch", type=click.Choice(["all", *ARCHITECTURES]), default="all", show_default=True, help="Of the guests."
+)
 @click.option("--no-qemu", is_flag=True, help="Measure anykvm only.")
 @click.option("--words", default=ALIKE, show_default=True, help="For the guest's command line, on both sides.")
 @click.option("--output", type=click.Path(path_type=Path), help="The result file; else one in benchmarks/results.")
 @click.option("--list", "list_", is_flag=True, help="Say which benchmarks there are.")
 def main(
-    *, names: tuple[str, ...], repetitions: int, no_qemu: bool, words: str, output: Path | None, list_: bool
+    *,
+    names: tuple[str, ...],
+    repetitions: int,
+    arch: str,
+    no_qemu: bool,
+    words: str,
+    output: Path | None,
+    list_: bool,
 ) -> None:
     """Measure anykvm beside QEMU: the benchmarks called NAME, or all of them."""
     if list_:
@@ -59,30 +70,37 @@ def main(
     def say(text: str) -> None:
         news.print(text, style="dim", highlight=False, markup=False)
 
-    qemu = None if no_qemu else Qemu.found()
-    if qemu is None and not no_qemu:
-        say("no qemu-system-aarch64 here (Debian: qemu-system-arm): measuring anykvm only")
-    context = Context(repetitions, qemu, words, say)
+    contexts = []
+    for one in ARCHITECTURES if arch == "all" else [arch]:
+        qemu = None if no_qemu else Qemu.found(one)
+        if qemu is None and not no_qemu:
+            program, package = QEMU_PROGRAMS[one]
+            say(f"no {program} here (Debian: {package}): measuring anykvm only")
+        contexts.append(Context(repetitions, qemu, words, say, one))
     path = output or report.RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     try:
-        machine = describe(context)
+        machines = [describe(context) for context in contexts]
     except GuestError as error:
         raise click.ClickException(str(error)) from None
     rows: list[Row] = []
     failed: list[str] = []
-    for name in names or BENCHMARKS:
+    machine = machines[0] | {"guests": [found["guest"] for found in machines]}
+    for name, context in ((name, context) for name in names or BENCHMARKS for context in contexts):
         try:
-            rows += BENCHMARKS[name].run(context)
-        except (BenchmarkError, GuestError, OSError) as error:
-            failed.append(f"{name}: {error}")
+            made = BENCHMARKS[name].run(context)
+            for row in made:
+                row.arch = context.arch
+            rows += made
+        except (BenchmarkError, GuestError, OSError, subprocess.TimeoutExpired) as error:
+            failed.append(f"{name}, {context.arch}: {error}")
             say(f"FAILED: {failed[-1]}")
         # After each: what was measured stays if a later one is interrupted.
         report.write(path, machine, repetitions, rows, failed)
     # A file or a pipe has no width to fit the table to.
     Console(width=None if sys.stdout.isatty() else 160).print(report.table(rows))
     click.echo(
-        f"{machine['cpu']}, {machine['cores']} cores; {machine['qemu'] or 'no QEMU'}; guest {machine['guest']}; "
-        f"medians of {repetitions}; {path}"
+        f"{machine['cpu']}, {machine['cores']} cores; {machine['qemu'] or 'no QEMU'}; "
+        f"guests {', '.join(machine['guests'])}; medians of {repetitions}; {path}"
     )
     if failed:
         raise click.ClickException("; ".join(failed))

@@ -13,9 +13,8 @@ from anykvm.guests import Extra, Guest, arguments, build_initramfs, pull
 
 from . import quiet
 from .measure import Row, Samples, Target, alternate, rows
-from .vmms import Anykvm, Load, Qemu, Ran, Vmm, run_guest
+from .vmms import ARCHITECTURES, Anykvm, Load, Qemu, Ran, Vmm, run_guest
 
-ARCH = "arm64"
 ALIKE = "nokaslr mitigations=off"
 """Makes a guest's kernel take the same paths on both sides.
 
@@ -35,12 +34,14 @@ class Context:
     """More for the guest's command line."""
     say: Callable[[str], None] = field(default=lambda text: None)
     """Told of each single measurement."""
+    arch: str = "arm64"
+    """Of the guests."""
     _noise: list[float] = field(default_factory=list, init=False)
 
     @cached_property
     def guest(self) -> Guest:
         """From the cache, or fetched; never within a measured time."""
-        return pull(ARCH)
+        return pull(ARCHITECTURES[self.arch])
 
     @property
     def vmms(self) -> list[Vmm]:

@@ -6,17 +6,20 @@ from __future__ import annotations
 import time
 from typing import Final
 
-from anykvm.api import Kvm, MmioRead, MmioWrite
+from anykvm.api import Kvm, MmioRead, MmioWrite, PioIn, PioOut, Vcpu
 from anykvm.uapi import common
 
 from . import quiet
 from .context import Benchmark, Context
-from .kvms import Side, compare
-from .measure import Row
+from .kvms import Side, compare, sides, x86_program
+from .measure import OURS, Row, Target, alternate
+from .native import Native
 from .vmms import BenchmarkError
 
 _ROUNDS: Final = 20_000
 _WARM: Final = 200
+_OUT: Final = "port write: exit and back"
+_IN: Final = "port read: exit, answer and back"
 
 
 def _measure(side: Side) -> dict[str, float]:
@@ -52,11 +55,63 @@ def _measure(side: Side) -> dict[str, float]:
                 case MmioRead() as read:
                     read.reply(0)
         numbers["MMIO read: exit, answer and back"] = (clock() - before) / _ROUNDS * 1e6
+    if side.arch == "x86":
+        numbers |= _ports(side)
     return numbers
 
 
+def _ports(side: Side) -> dict[str, float]:
+    numbers = {}
+    for access, name in ((_OUT, "out"), (_IN, "in")):
+        with side.looping(name) as vcpu:
+            numbers[access] = _port(vcpu, side)
+    return numbers
+
+
+def _port(vcpu: Vcpu, side: Side) -> float:
+    begin = 0.0
+    for round_ in range(-_WARM, _ROUNDS):
+        if round_ == 0:
+            begin = time.perf_counter()
+        match vcpu.run():
+            case PioOut():
+                pass
+            case PioIn() as read:
+                read.reply(0)
+            case other:
+                raise BenchmarkError(f"{side.name}: the guest was to access a port: {other}")
+    return (time.perf_counter() - begin) / _ROUNDS * 1e6
+
+
+def _beside_c(context: Context) -> list[Row]:
+    """The machine's own /dev/kvm through the typed API, beside the same loop in C."""
+    host = [side for side in sides(context.say, context.arch) if side.backend == "host" and side.arch == "x86"]
+    if not host:
+        return []
+    made = []
+    for access, name in ((_OUT, "out"), (_IN, "in")):
+        native = Native(x86_program(name))
+
+        def measure(who: Side | Native) -> dict[str, float]:
+            quiet.wait()
+            if isinstance(who, Native):
+                return {"": who.measure(_ROUNDS, _WARM)}
+            with who.looping(name) as vcpu:  # noqa: B023  (called in this round only)
+                return {"": _port(vcpu, who)}
+
+        try:
+            ours, peer = alternate([host[0], native], context.repetitions, measure)[""]
+        finally:
+            native.close()
+        made.append(Row(f"{access}, {OURS}'s host backend", "us", ours, peer, "C", Target("ratio", 1.3)))
+        context.say(f"{access} on /dev/kvm: typed API {min(ours):.2f}, C {min(peer):.2f} at best")
+    return made
+
+
 def _run(context: Context) -> list[Row]:
-    return compare(context.say, context.repetitions, _measure, unit="us", targets={})
+    targets = {_OUT: Target("value", 2.5), _IN: Target("value", 2.5)}
+    made = compare(context, _measure, unit="us", targets=targets)
+    return made + (_beside_c(context) if context.arch == "x86" else [])
 
 
-BENCHMARK: Final = Benchmark("exits", "a trivial ioctl and MMIO exits through the typed API", _run)
+BENCHMARK: Final = Benchmark("exits", "a trivial ioctl, MMIO and port-I/O exits through the typed API", _run)

@@ -10,7 +10,7 @@ from .measure import Row, Target
 from .vmms import BenchmarkError, Vmm
 
 ARGS: Final = ("-g1", "-l100")
-_TARGETS: Final = {1: 1.2, 2: 1.1}
+_TARGETS: Final = {("arm64", 1): 1.2, ("arm64", 2): 1.1, ("x86", 1): 1.1, ("x86", 2): 1.1}
 
 
 def _runner(vcpus: int) -> Benchmark:
@@ -29,7 +29,7 @@ def _runner(vcpus: int) -> Benchmark:
             return numbers
 
         samples = context.alternate(f"hackbench{vcpus}", measure)
-        target = Target("ratio", _TARGETS[vcpus])
+        target = Target("ratio", _TARGETS[context.arch, vcpus])
         return context.rows(samples, unit="s", targets=dict.fromkeys(samples, target))
 
     return Benchmark(f"hackbench{vcpus}", f"hackbench, process and thread mode, {vcpus} vCPU{plural}", run)

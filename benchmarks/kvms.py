@@ -12,6 +12,7 @@ from anykvm.api import BackendUnavailable, GuestMemory, Kvm, Vcpu, Vm
 from anykvm.host import host_arch
 from anykvm.uapi import arm64, common
 
+from .context import Context
 from .measure import OURS, Row, Samples, Target, alternate, rows
 
 Say = Callable[[str], None]
@@ -32,6 +33,8 @@ _ARM64_PROGRAMS: Final = {
 _X86_PROGRAMS: Final = {
     "write": bytes.fromhex("a20080 ebfb"),  # 1: mov [0x8000], al; jmp 1b
     "read": bytes.fromhex("a00080 ebfb"),  # 1: mov al, [0x8000]; jmp 1b
+    "out": bytes.fromhex("e680 ebfc"),  # 1: out 0x80, al; jmp 1b
+    "in": bytes.fromhex("e480 ebfc"),  # 1: in al, 0x80; jmp 1b
 }
 _RESET_PAGE: Final = 0xFFFF_F000  # the page x86 CPUs start in, at offset 0xff0
 
@@ -52,7 +55,7 @@ class Side:
 
     @contextmanager
     def looping(self, access: str) -> Iterator[Vcpu]:
-        """A vCPU about to run an endless loop of one kind of ``access``, "read" or "write", to a device."""
+        """A vCPU about to run an endless loop of accesses to a device: "read", "write", on x86 also "in" and "out"."""
         with ExitStack() as stack:
             memory = stack.enter_context(GuestMemory(_PAGE))
             vm = stack.enter_context(self.vm())
@@ -69,9 +72,14 @@ class Side:
             yield vcpu
 
 
-def sides(say: Say) -> list[Side]:
+def x86_program(access: str) -> bytes:
+    """The loop of an ``access``, for offset 0xff0 of the last page below 4 GiB."""
+    return _X86_PROGRAMS[access]
+
+
+def sides(say: Say, arch: str) -> list[Side]:
     """anykvm first; the machine's own /dev/kvm if it can be used, whatever its architecture."""
-    found = [Side(OURS, "software", "arm64")]
+    found = [Side(OURS, "software", arch)]
     arch = host_arch()
     try:
         with Kvm("host", arch=arch):
@@ -92,15 +100,16 @@ def create_gic(vm: Vm, vcpus: int) -> None:
 
 
 def compare(
-    say: Say, repetitions: int, measure: Callable[[Side], dict[str, float]], *, unit: str, targets: dict[str, Target]
+    context: Context, measure: Callable[[Side], dict[str, float]], *, unit: str, targets: dict[str, Target]
 ) -> list[Row]:
     """Let the KVMs take turns; rows with the machine's own as the peer."""
-    found: Sequence[Side] = sides(say)
+    say = context.say
+    found: Sequence[Side] = sides(say, context.arch)
 
     def told(side: Side) -> dict[str, float]:
         numbers = measure(side)
         say(f"{side.name}: " + ", ".join(f"{name} {number:.2f}" for name, number in numbers.items()))
         return numbers
 
-    samples: Samples = alternate(found, repetitions, told)
+    samples: Samples = alternate(found, context.repetitions, told)
     return rows(samples, [side.name for side in found], unit=unit, targets=targets)

@@ -58,6 +58,8 @@ class Row:
     peer_name: str = ""
     target: Target | None = None
     note: str = ""
+    arch: str = ""
+    """Of anykvm's guest."""
     noise: float | None = None
     """Cores that other processes used meanwhile, on average; ``None`` if nobody looked."""
 
@@ -87,6 +89,7 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """Everything, samples included, for the result file."""
         return {
+            "arch": self.arch,
             "name": self.name,
             "unit": self.unit,
             "ours": _described(self.ours),

@@ -34,7 +34,7 @@ def spread(samples: Sequence[float]) -> str:
 def table(rows: Sequence[Row]) -> Table:
     """All rows: medians, least and greatest, the ratio and whether the target is met."""
     made = Table(title="medians (least - greatest); ratio: anykvm / peer; noise: cores used by other processes")
-    for heading in ("what", "unit"):
+    for heading in ("guest", "what", "unit"):
         made.add_column(heading, overflow="fold")
     for heading in ("anykvm", "peer"):
         made.add_column(heading, justify="right", no_wrap=True)
@@ -48,6 +48,7 @@ def table(rows: Sequence[Row]) -> Table:
 def _cells(row: Row) -> list[str | Text]:
     verdict = {None: Text(""), True: Text("yes", "green"), False: Text("no", "bold red")}[row.met]
     return [
+        row.arch,
         Text(f"{row.name} [{row.note}]" if row.note else row.name),
         row.unit,
         spread(row.ours),

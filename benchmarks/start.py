@@ -11,7 +11,7 @@ import json
 from typing import Final
 
 from . import quiet
-from .context import ARCH, Benchmark, Context
+from .context import Benchmark, Context
 from .measure import OURS, Row, Target
 from .vmms import BenchmarkError, anykvm_command, run
 
@@ -23,7 +23,7 @@ def _run(context: Context) -> list[Row]:
     command = [
         *anykvm_command(),
         "hackbench",
-        ARCH,
+        context.arch,
         "--backend",
         "software",
         "--smp",

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a vCPU costs until it first runs: 256 of them in one VM, on arm64 with a GICv3; microseconds per vCPU."""
+"""What a vCPU costs until it first runs: 256 of them in one VM with an interrupt controller, time and memory."""
 
 from __future__ import annotations
 
 import gc
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Final
 
 from . import quiet
 from .context import Benchmark, Context
 from .kvms import Side, compare, create_gic
 from .measure import Row, Target
+from .vmms import BenchmarkError
 
 COUNT: Final = 256
+_MANY: Final = 1024  # KVM_CAP_MAX_VCPUS of x86
 _CREATE: Final = f"KVM_CREATE_VCPU and mapping, each of {COUNT}"
 _INIT: Final = f"KVM_ARM_VCPU_INIT, each of {COUNT}"
 _BOTH: Final = f"vCPU creation until first run (create and init), each of {COUNT}"
@@ -30,6 +33,8 @@ def _measure(side: Side) -> dict[str, float]:
         init = 0.0
         if side.arch == "arm64":
             create_gic(vm, COUNT)
+        else:
+            vm.create_irqchip()
         before = clock()
         vcpus = [vm.create_vcpu(vcpu_id) for vcpu_id in range(COUNT)]
         create = clock() - before
@@ -59,11 +64,49 @@ def _measure(side: Side) -> dict[str, float]:
 
 
 def _run(context: Context) -> list[Row]:
-    made = compare(context.say, context.repetitions, _measure, unit="us", targets={_BOTH: Target("value", 100)})
+    target = {_BOTH: Target("value", 100)} if context.arch == "arm64" else {_CREATE: Target("ratio", 1.0)}
+    made = compare(context, _measure, unit="us", targets=target)
     for row in made:
         if row.name == _INIT and row.peer and not any(row.peer):
             row.peer = []  # an architecture without that ioctl
-    return made
+    made = [row for row in made if any(row.ours)]
+    return made + (_many(context) if context.arch == "x86" else [])
+
+
+def _many(context: Context) -> list[Row]:
+    """As many as a VM can have: whether the last cost more than the first, and the memory of each."""
+    growth: dict[bool, list[float]] = {False: [], True: []}
+    memory: list[float] = []
+    for _ in range(context.repetitions):
+        for irqchip, grown in growth.items():
+            quiet.wait()
+            gc.collect()
+            with ExitStack() as stack:
+                vm = stack.enter_context(Side("", "software", context.arch).vm())
+                if irqchip:
+                    vm.create_irqchip()
+                resident, times = _resident(), [time.perf_counter()]
+                for quarter in range(4):
+                    for index in range(_MANY // 4):
+                        stack.enter_context(vm.create_vcpu(quarter * _MANY // 4 + index))
+                    times.append(time.perf_counter())
+                if irqchip:
+                    memory.append((_resident() - resident) / _MANY / 1024)
+                grown.append((times[4] - times[3]) / (times[1] - times[0]))
+    note = {False: "no irqchip", True: "irqchip"}
+    made = [
+        Row(f"the last of {_MANY} vCPUs over the first, quarters, {note[irqchip]}", "x", samples)
+        for irqchip, samples in growth.items()
+    ]
+    return [*made, Row(f"resident memory of each of {_MANY} vCPUs", "KiB", memory, target=Target("value", 64))]
+
+
+def _resident() -> int:
+    """Bytes of this process in memory (proc_pid_smaps(5))."""
+    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+        if line.startswith("Rss:"):
+            return int(line.split()[1]) * 1024
+    raise BenchmarkError("/proc/self/smaps_rollup has no Rss")
 
 
 BENCHMARK: Final = Benchmark("vcpus", f"creating {COUNT} vCPUs in one VM, and a first KVM_RUN", _run)

@@ -45,14 +45,14 @@ def invoke(*words: str) -> tuple[int, str]:
 @pytest.mark.usefixtures("fakes")
 def test_result_is_a_table_and_a_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "result.json"
-    status, output = invoke("good", "--output", str(path), "-n", "3", "--no-qemu")
+    status, output = invoke("good", "--output", str(path), "-n", "3", "--no-qemu", "--arch", "x86")
     assert status == 0
     assert "0.75" in output
     content = json.loads(path.read_text())
     assert content["repetitions"] == 3
     assert content["machine"]["cores"] == 2
     [row] = content["rows"]
-    assert row["ratio"] == 0.75
+    assert (row["arch"], row["ratio"]) == ("x86", 0.75)
     assert row["ours"] == {"median": 1.5, "min": 1.5, "max": 1.5, "samples": [1.5]}
     assert row["peer"]["name"] == "QEMU"
     assert row["met"] is True
@@ -64,10 +64,10 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     status, output = invoke("bad", "good", "--output", str(path), "--no-qemu")
     assert status == 1
-    assert "bad: the guest failed" in output
+    assert "bad, x86: the guest failed" in output
     content = json.loads(path.read_text())
-    assert content["failed"] == ["bad: the guest failed"]
-    assert len(content["rows"]) == 1
+    assert content["failed"] == ["bad, arm64: the guest failed", "bad, x86: the guest failed"]
+    assert [row["arch"] for row in content["rows"]] == ["arm64", "x86"]
 
 
 @pytest.mark.usefixtures("fakes")
@@ -84,6 +84,7 @@ def test_list_and_missing_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     status, output = invoke("good", "--output", str(tmp_path / "result.json"))
     assert status == 0
     assert "no qemu-system-aarch64 here" in output
+    assert "no qemu-system-x86_64 here (Debian: qemu-system-x86)" in output
 
 
 @pytest.mark.usefixtures("fakes")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from anykvm.guests import Guest
+from benchmarks import vmms
 from benchmarks.quiet import Others, busy_seconds
-from benchmarks.vmms import Anykvm, BenchmarkError, Load, Qemu, Ran, cpu_seconds, run, run_guest, running
+from benchmarks.vmms import Anykvm, BenchmarkError, Hung, Load, Qemu, Ran, cpu_seconds, run, run_guest, running
 
 CONSOLE = r"""
 import sys, time
@@ -115,6 +117,35 @@ def test_both_vmms_get_the_same_guest(load: Load) -> None:
         assert command[command.index("--smp" if command is ours else "-smp") + 1] == "2"
     assert qemu[-1] == f"console=ttyAMA0 panic=-1 {ours[-1]}"
     assert "tcg,thread=multi" in qemu
+
+
+def test_x86_guests_are_beside_qemus_microvm(load: Load) -> None:
+    guest = dataclasses.replace(load.guest, arch="amd64", console="ttyS0")
+    load = dataclasses.replace(load, guest=guest)
+    qemu = Qemu("/usr/bin/qemu-system-x86_64", "x86").command(load)
+    ours = Anykvm().command(load)
+    assert ours[1:3] == ["boot", "x86"]
+    assert qemu[qemu.index("-M") + 1].startswith("microvm")
+    assert qemu[-1] == f"console=ttyS0 panic=-1 {ours[-1]}"
+
+
+def test_a_guest_of_microvm_that_hangs_gets_another_try(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    console = FakeVmm().program
+    tries: list[float] = []
+
+    def hang(command: list[str], *, timeout: float) -> Ran:
+        tries.append(timeout)
+        if len(tries) < 3:
+            raise Hung("did not end")
+        return run([sys.executable, "-c", console])
+
+    monkeypatch.setattr(vmms, "run", hang)
+    assert run_guest(Qemu("/usr/bin/qemu-system-x86_64", "x86"), load).transcript.results
+    assert tries == [60.0, 60.0, 300.0]
+    tries[:] = []
+    with pytest.raises(Hung):
+        run_guest(Qemu("/usr/bin/qemu-system-aarch64"), load)
+    assert tries == [300.0]
 
 
 def test_others_do_not_count_ourselves() -> None:
