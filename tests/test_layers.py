@@ -25,7 +25,7 @@ ALLOWED: Final[dict[str, frozenset[str]]] = {
     "host": frozenset({"uapi"}),
     "api": frozenset({"uapi"}),
     "guests": frozenset(),
-    "preload": frozenset({"uapi", "virt", "arch", "engine"}),
+    "preload": frozenset({"uapi", "virt", "arch", "engine", "testing"}),
     "vmm": frozenset({"api", "uapi"}),
     "testing": frozenset({"uapi", "virt", "api"}),
     "lab": frozenset({"uapi", "engine", "virt", "arch", "api", "testing"}),

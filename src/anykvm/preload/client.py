@@ -13,7 +13,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from anykvm.arch import software
 from anykvm.engine import watch
@@ -21,7 +21,10 @@ from anykvm.virt.backend import SoftwareBackend
 from anykvm.virt.handles import FileTable, InheritedFile, KvmFile
 from anykvm.virt.system import SystemFile
 
-from .services import ClientServices
+from .services import ClientServices, append_to
+
+if TYPE_CHECKING:
+    from .faults import Faults
 
 Serve = Callable[[int, int], int]
 """What serves the ioctls of one file: request and argument to result, or OSError."""
@@ -111,14 +114,46 @@ class Client:
 
     def __init__(self, library: _Library, options: dict[str, str]) -> None:
         self.library = library
-        services = ClientServices(library.protect, library.internal_thread)
-        self.backend: SoftwareBackend = software.backend(options.get("arch", "x86"), services)
+        arch = options.get("arch", "x86")
+        self.faults: Faults | None = None
+        self.services = services = self._services(library, arch, options.get("faults"))
+        self.backend: SoftwareBackend = software.backend(arch, services)
         self.files = ClientFiles(library)
         self.backend.files = self.files
+        self.files.wrap = self._wrapper(arch, options)
+
+    def _services(self, library: _Library, arch: str, plan: str | None) -> ClientServices:
+        if plan is None:
+            return ClientServices(library.protect, library.internal_thread)
+        from .faults import Faults, FaultyClientServices  # noqa: PLC0415  (only who asks for faults waits for it)
+
+        self.faults = Faults(plan, arch)
+        return FaultyClientServices(self.faults.injector, library.protect, library.internal_thread)
+
+    def _wrapper(self, arch: str, options: dict[str, str]) -> Callable[[KvmFile], Serve]:
+        where, records = options.get("trace"), options.get("trace_json")
+        faults, tracer = self.faults, None
+        if where is not None or records is not None:
+            from .trace import Tracer  # noqa: PLC0415
+
+            line = append_to(where, self.services) if where is not None else None
+            record = append_to(records, self.services) if records is not None else None
+            tracer = Tracer(arch, self.services, line, record)
+
+        def wrap(file: KvmFile) -> Serve:
+            serve: Serve = file.ioctl
+            if faults is not None:
+                serve = faults.wrap(serve)
+            return tracer.wrap(file, serve) if tracer is not None else serve
+
+        return wrap
+
+    def open(self) -> int:
+        """Open /dev/kvm."""
+        return self.backend.open() if self.faults is None else self.faults.open(self.backend.open)
 
     def closed(self, file: KvmFile, descriptors: int) -> None:
         """See a descriptor closed: the last one releases the file."""
-        services = self.backend.services
         if descriptors != _ONE:
             other = _descriptor(file)
             if other is not None:
@@ -127,7 +162,7 @@ class Client:
             if descriptors == _SENT:
                 return  # It may come back.
         if self.files.take(file.fd) is file:
-            services.closed_fd(file.fd)  # type: ignore[attr-defined]
+            self.services.closed_fd(file.fd)
             file.release()
 
     def sweep(self) -> None:
@@ -177,7 +212,7 @@ def start(path: str) -> None:
 
 def open() -> int:
     """Open /dev/kvm."""
-    return _clients[0].backend.open()
+    return _clients[0].open()
 
 
 def adopt(fd: int) -> Serve:
@@ -187,7 +222,7 @@ def adopt(fd: int) -> Serve:
     if name == "/memfd:kvm (deleted)":
         file = SystemFile(client.backend)
         client.files.install(fd, file)
-        return file.ioctl
+        return client.files.wrap(file)
     if name.startswith(("/memfd:kvm-vm", "/memfd:kvm-vcpu", "/memfd:kvm-device")):
         return InheritedFile(KvmFile()).ioctl
     raise OSError(errno.ENOTTY, f"file descriptor {fd} is not one of KVM's")

@@ -59,7 +59,7 @@ class ClientServices(Services):
         super().__init__()
         self._protect = protect
         self._internal = internal
-        self._uaccess.relocate(self._hide, self._show)
+        self._uaccess.relocate(self.hide, self._show)
 
     def mutex(self, name: str) -> Mutex:
         """Make a mutex; a vCPU's wait queue is one that signals end; ENOMEM."""
@@ -69,7 +69,7 @@ class ClientServices(Services):
         self._hold(("lock", id(queue)), "lock", name)
         return queue
 
-    def _hide(self, fd: int) -> int:
+    def hide(self, fd: int) -> int:
         """Move a descriptor of our own; without room above, it stays where it is."""
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         floor = min(soft, _HIGHEST) * 3 // 4
@@ -86,7 +86,7 @@ class ClientServices(Services):
     def epoll(self, name: str) -> select.epoll:
         """Make an epoll, out of the way; EMFILE, ENFILE, ENOMEM."""
         first = select.epoll()
-        high = self._hide(os.dup(first.fileno()))
+        high = self.hide(os.dup(first.fileno()))
         first.close()
         epoll = select.epoll.fromfd(high)
         self._hold(epoll, "fd", name)
@@ -112,7 +112,7 @@ class ClientServices(Services):
 
     def _hidden(self, event: EventFd, name: str) -> EventFd:
         self._held.pop(("fd", event.fd))
-        event.fd = self._hide(event.fd)
+        event.fd = self.hide(event.fd)
         self._hold(("fd", event.fd), "fd", name)
         return event
 
@@ -140,3 +140,18 @@ class ClientServices(Services):
             return start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old)
+
+
+def append_to(path: str, services: ClientServices) -> Callable[[str], None]:
+    """Give what appends lines to a file, or to standard error for ""; OSError if it cannot be opened."""
+    fd = 2
+    if path:
+        opened = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = services.hide(opened)
+
+    def write(line: str) -> None:
+        # A closed standard error, or a full disk, is no reason to disturb the program.
+        with suppress(OSError):
+            os.write(fd, line.encode(errors="replace"))
+
+    return write

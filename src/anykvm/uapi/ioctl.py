@@ -52,19 +52,29 @@ def _IO(kind: int, nr: int) -> int:
     return _ioc(IOC_NONE, kind, nr, 0)
 
 
+ARGUMENTS: Final[dict[int, _CType]] = {}
+"""What a request's argument points at. Filled as the architectures' files are imported."""
+
+
+def _with(direction: int, kind: int, nr: int, argument: _CType) -> int:
+    request = _ioc(direction, kind, nr, ctypes.sizeof(argument))
+    ARGUMENTS.setdefault(request, argument)
+    return request
+
+
 def _IOR(kind: int, nr: int, argument: _CType) -> int:
     """A request by which userspace reads a structure."""
-    return _ioc(IOC_READ, kind, nr, ctypes.sizeof(argument))
+    return _with(IOC_READ, kind, nr, argument)
 
 
 def _IOW(kind: int, nr: int, argument: _CType) -> int:
     """A request by which userspace writes a structure."""
-    return _ioc(IOC_WRITE, kind, nr, ctypes.sizeof(argument))
+    return _with(IOC_WRITE, kind, nr, argument)
 
 
 def _IOWR(kind: int, nr: int, argument: _CType) -> int:
     """A request whose structure goes both ways."""
-    return _ioc(IOC_READ | IOC_WRITE, kind, nr, ctypes.sizeof(argument))
+    return _with(IOC_READ | IOC_WRITE, kind, nr, argument)
 
 
 def decode(request: int) -> Request:

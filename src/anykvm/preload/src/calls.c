@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -209,6 +210,25 @@ EXPORT int close_range(unsigned first, unsigned last, int flags)
 EXPORT void closefrom(int first)
 {
     close_range(first < 0 ? 0 : (unsigned)first, UINT_MAX, 0);
+}
+
+/* Mapping is the host's business, but for the pages of the dirty ring, which are never private and never code. */
+EXPORT void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset)
+{
+    struct file file;
+
+    real_init();
+    if (fd >= 0 && python_started && offset >= 0 && (size_t)offset + length > DIRTY_RING_OFFSET &&
+        ((protection & PROT_EXEC) || (flags & MAP_TYPE) == MAP_PRIVATE) && ours(fd, &file) && !file.system) {
+        errno = EINVAL;
+        return MAP_FAILED;
+    }
+    return real.mmap(address, length, protection, flags, fd, offset);
+}
+
+EXPORT void *mmap64(void *address, size_t length, int protection, int flags, int fd, off64_t offset)
+{
+    return mmap(address, length, protection, flags, fd, offset);
 }
 
 /* Duplicating */

@@ -22,6 +22,7 @@
 #define KVM_IOCTL_TYPE 0xAE
 #define KVM_RUN 0xAE80u
 #define KVM_SET_SIGNAL_MASK 0x4004AE8Bu
+#define DIRTY_RING_OFFSET (64l * 4096) /* KVM_DIRTY_LOG_PAGE_OFFSET */
 #define IS_KVM_REQUEST(request) (((request) >> 8 & 0xff) == KVM_IOCTL_TYPE)
 
 /* What a thread that has called us is doing. */
@@ -109,6 +110,7 @@ bool is_kvm_path(int directory, const char *path);
     X(int, ioctl, (int, unsigned long, ...))                                                                          \
     X(long, syscall, (long, ...))                                                                                     \
     X(ssize_t, sendmsg, (int, const struct msghdr *, int))                                                            \
+    X(void *, mmap, (void *, size_t, int, int, int, off_t))                                                           \
     X(int, access, (const char *, int))                                                                               \
     X(int, eaccess, (const char *, int))                                                                              \
     X(int, faccessat, (int, const char *, int, int))                                                                  \
