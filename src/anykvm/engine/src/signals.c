@@ -9,12 +9,20 @@
 #include "engine.h"
 
 #include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
-/* Python writes a byte here for each signal, unless the program uses that facility itself. */
-static int arrivals[2] = {-1, -1};
+/*
+ * Python writes a byte, the signal's number, to this file for each signal, unless the program uses that facility itself.
+ * The file is mapped, so that asking for signals, which every run() does, is a look at memory and not a system call.
+ */
+static int arrivals = -1;
+static volatile char *log_of; /* the file's first LOG bytes */
+static unsigned logged;       /* how many of them have been seen */
 static bool asked;
+#define LOG 4096u
 
 /* The cpu in run() on the main thread; under the lock. */
 static struct cpu *main_cpu;
@@ -55,9 +63,36 @@ static void *ticker_main(void *unused)
     return NULL;
 }
 
-/* A forked child has no ticker, and nobody in run(). */
+static int open_log(void)
+{
+    int fd = memfd_create("anykvm-signals", MFD_CLOEXEC);
+    void *map = MAP_FAILED;
+
+    if (fd >= 0 && !ftruncate(fd, LOG) && !fcntl(fd, F_SETFL, O_NONBLOCK))
+        map = mmap(NULL, LOG, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (map == MAP_FAILED) {
+        if (fd >= 0)
+            close(fd);
+        return -1;
+    }
+    log_of = map;
+    logged = 0;
+    return fd;
+}
+
+/* A forked child has no ticker, and nobody in run(); its signals are its own. */
 static void after_fork(void)
 {
+    if (log_of) {
+        void *old = (void *)log_of;
+        int fd = open_log();
+
+        if (fd >= 0) {
+            munmap(old, LOG);
+            dup3(fd, arrivals, O_CLOEXEC);
+            close(fd);
+        }
+    }
     pthread_mutex_init(&ticker_lock, NULL);
     pthread_cond_init(&ticker_wake, NULL);
     main_cpu = NULL;
@@ -72,10 +107,11 @@ int signals_init(void)
 /* signal.set_wakeup_fd(), once; a program that has its own keeps it, and then signals are not counted. */
 static void ask_python(void)
 {
-    if (pipe2(arrivals, O_NONBLOCK | O_CLOEXEC))
+    arrivals = open_log();
+    if (arrivals < 0)
         return;
     PyObject *module = PyImport_ImportModule("signal");
-    PyObject *old = module ? PyObject_CallMethod(module, "set_wakeup_fd", "i", arrivals[1]) : NULL;
+    PyObject *old = module ? PyObject_CallMethod(module, "set_wakeup_fd", "i", arrivals) : NULL;
 
     if (old && PyLong_AsLong(old) != -1)
         Py_XDECREF(PyObject_CallMethod(module, "set_wakeup_fd", "O", old));
@@ -87,14 +123,22 @@ static void ask_python(void)
 /* Whether a signal (with a Python handler) came since this was last asked. */
 bool signals_arrived(struct cpu *c)
 {
-    char bytes[64];
-    bool any = false;
+    unsigned before = logged;
 
     if (watch)
         return c->signal && atomic_load(c->signal);
-    while (read(arrivals[0], bytes, sizeof(bytes)) > 0)
-        any = true;
-    return any;
+    if (!log_of)
+        return false;
+    while (logged < LOG && log_of[logged])
+        logged++;
+    if (logged < LOG / 2)
+        return logged != before;
+    /* From the start again. What was written up to here is seen; a byte that comes before lseek() is behind it. */
+    memset((void *)log_of, 0, logged);
+    lseek(arrivals, 0, SEEK_SET);
+    memset((void *)(log_of + logged), 0, LOG - logged);
+    logged = 0;
+    return true;
 }
 
 PyObject *signals_set_watch(PyObject *module, PyObject *address)
