@@ -103,6 +103,7 @@ def _table() -> tuple[Decoder, ...]:
 
 DECODERS: Final = _table()
 """By exit reason; the reasons are numbered without a gap."""
+KNOWN: Final = len(DECODERS)
 
 
 def decode(page: memoryview, reason: int) -> Exit:

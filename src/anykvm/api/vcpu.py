@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from anykvm.api.backend import Backend
-from anykvm.api.decode import decode
+from anykvm.api.decode import DECODERS, KNOWN, decode
 from anykvm.api.dirty_ring import DirtyRing
 from anykvm.api.exits import Exit, Interrupted
 from anykvm.api.handle import Attributed, Configurable
@@ -166,7 +166,9 @@ class Vcpu(Configurable, Attributed, X86Cpu):
         self._running = True
         try:
             self._answer(self._fd, KVM_RUN, 0)
-            return decode(self._page, self._words[2])
+            reason = self._words[2]
+            # As decode(), without a call: this is every exit's way.
+            return DECODERS[reason](self._page) if reason < KNOWN else decode(self._page, reason)
         except OSError as error:
             return self._failed(error)
         finally:
