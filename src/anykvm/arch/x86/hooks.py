@@ -157,7 +157,9 @@ class X86Hooks(EngineMemory):
             raise OSError(errno.EINVAL, f"request {request:#x} is not one of a vCPU fd")
         return serve(vcpu.arch, arg)
 
-    vcpu_run = staticmethod(run.vcpu_run)  # not a call more on the way of every exit
+    def vcpu_run(self, vcpu: Vcpu) -> int:
+        """KVM_RUN."""
+        return run.vcpu_run(vcpu)
 
     def vcpu_complete_io(self, vcpu: Vcpu) -> None:
         """Finish the instruction userspace was asked about."""
