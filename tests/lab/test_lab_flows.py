@@ -196,9 +196,7 @@ def test_a_new_step_of_an_architecture_is_built_and_swept_in_every_flow(monkeypa
         services = self.vcpu.services
         ladder.acquire("novelty", services.charge, services.free, "novelty", 64)
 
-    monkeypatch.setattr(
-        X86Vcpu, "build_steps", lambda self: (*steps(self), BuildStep("novelty", lambda ladder: build(self, ladder)))
-    )
+    monkeypatch.setattr(X86Vcpu, "build_steps", lambda self: (*steps(self), BuildStep("novelty", build)))
     found = compare(["x86"])["architectures"]["x86"]
     assert found["fixed_by_the_series"] == ["memory wbinvd mask"]
     for flow in found["flows"]:

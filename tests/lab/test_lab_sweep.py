@@ -13,7 +13,7 @@ import pytest
 from anykvm.api import architectures
 from anykvm.arch.arm64.irqchip import InKernelVgic
 from anykvm.arch.arm64.vcpu import Arm64Vcpu
-from anykvm.arch.x86.vcpu import X86Vcpu
+from anykvm.arch.x86.vcpu import _STEPS, X86Vcpu
 from anykvm.cli.main import run
 from anykvm.lab import errnos, refusals, trial
 from anykvm.lab.errors import LabError
@@ -86,7 +86,7 @@ def test_a_redistributor_left_registered(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_leak_of_the_arch_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     def steps(self: X86Vcpu) -> tuple[BuildStep, ...]:
-        return (BuildStep("mask", lambda ladder: self.vcpu.services.charge("wbinvd mask", 64)), *original(self))
+        return (BuildStep("mask", lambda arch, ladder: arch.vcpu.services.charge("wbinvd mask", 64)), *original(self))
 
     original = X86Vcpu.build_steps
     monkeypatch.setattr(X86Vcpu, "build_steps", steps)
@@ -97,7 +97,7 @@ def test_a_leak_of_the_arch_hook(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_new_step_is_swept_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     def steps(self: Arm64Vcpu) -> tuple[BuildStep, ...]:
         # Nothing takes this back.
-        return (*original(self), BuildStep("sve", lambda ladder: self.vcpu.services.alloc("sve state", 8192)))
+        return (*original(self), BuildStep("sve", lambda arch, ladder: arch.vcpu.services.alloc("sve state", 8192)))
 
     original = Arm64Vcpu.build_steps
     monkeypatch.setattr(Arm64Vcpu, "build_steps", steps)
@@ -112,6 +112,11 @@ def test_a_counter_that_is_not_taken_back(monkeypatch: pytest.MonkeyPatch) -> No
     assert "changed created_vcpus from 0 to 1" in _found("x86/none", "KVM_CREATE_VCPU#1/memory:vcpu=ENOMEM")
 
 
+def replace_cpu_step(monkeypatch: pytest.MonkeyPatch, build: Callable[[X86Vcpu, Ladder], None]) -> None:
+    steps = tuple(BuildStep("cpu", build) if step.name == "cpu" else step for step in _STEPS)
+    monkeypatch.setattr(X86Vcpu, "build_steps", lambda self: steps)
+
+
 def test_a_wrong_errno(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(self: X86Vcpu, ladder: Ladder) -> None:
         try:
@@ -120,7 +125,7 @@ def test_a_wrong_errno(monkeypatch: pytest.MonkeyPatch) -> None:
             raise OSError(errno.EINVAL, "translated") from None
 
     original = X86Vcpu._build_cpu
-    monkeypatch.setattr(X86Vcpu, "_build_cpu", build)
+    replace_cpu_step(monkeypatch, build)
     found = _found("x86/none", "KVM_CREATE_VCPU#1/cpu:cpu=ENOMEM")
     assert "vCPU 0 gave EINVAL: EINVAL, and the kernel gives ENOMEM" in found
 
@@ -146,7 +151,7 @@ def test_a_swallowed_failure(monkeypatch: pytest.MonkeyPatch) -> None:
             original(self, ladder)
 
     original = X86Vcpu._build_cpu
-    monkeypatch.setattr(X86Vcpu, "_build_cpu", build)
+    replace_cpu_step(monkeypatch, build)
     assert "vCPU 0 succeeded, though" in _found("x86/none", "KVM_CREATE_VCPU#1/cpu:cpu=ENOMEM")
 
 

@@ -114,5 +114,5 @@ class BuildStep(NamedTuple):
     """One of the steps that an architecture's ladder is built by, each of them for itself."""
 
     name: str
-    build: Callable[[Ladder], None]
-    """Builds it and leaves what takes it back on the ladder, as one rung or a few."""
+    build: Callable[[Any, Ladder], None]
+    """Builds it for ``vcpu.arch`` and leaves what takes it back on the ladder, as one rung or a few."""

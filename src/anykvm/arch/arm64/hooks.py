@@ -121,7 +121,7 @@ class Arm64Hooks(EngineMemory):
         vcpu.arch = arch = Arm64Vcpu(vcpu, vcpu.vm.arch)
         with vcpu.arch_ladder as ladder:
             for step in arch.build_steps():
-                step.build(ladder)
+                step.build(arch, ladder)
 
     def vcpu_postcreate(self, vcpu: Vcpu) -> None:
         """Nothing."""

@@ -80,13 +80,7 @@ class Arm64Vcpu:
 
     def build_steps(self) -> tuple[BuildStep, ...]:
         """What a running vCPU uses, in the order in which it is built; what comes later may use what came before."""
-        return (
-            BuildStep("arm64 vcpu", self._build_struct),
-            BuildStep("wait queue", self._build_wait_queue),
-            BuildStep("cpu", self._build_cpu),
-            BuildStep("timers", self._build_timers),
-            BuildStep("vgic", self._build_vgic),
-        )
+        return _STEPS
 
     def _build_struct(self, ladder: Ladder) -> None:
         services = self.vcpu.services
@@ -305,3 +299,12 @@ class Arm64Vcpu:
         """Fill the run page for KVM_EXIT_SYSTEM_EVENT."""
         _SYSTEM_EVENT.pack_into(self.vcpu.page, EXIT_DATA, kind, 1, flags, *(0,) * 15)
         self.vcpu.set_exit_reason(common.KVM_EXIT_SYSTEM_EVENT)
+
+
+_STEPS: Final = (
+    BuildStep("arm64 vcpu", Arm64Vcpu._build_struct),
+    BuildStep("wait queue", Arm64Vcpu._build_wait_queue),
+    BuildStep("cpu", Arm64Vcpu._build_cpu),
+    BuildStep("timers", Arm64Vcpu._build_timers),
+    BuildStep("vgic", Arm64Vcpu._build_vgic),
+)

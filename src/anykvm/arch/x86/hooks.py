@@ -131,7 +131,7 @@ class X86Hooks(EngineMemory):
         vcpu.arch = arch = X86Vcpu(vcpu, vcpu.vm.arch)
         with vcpu.arch_ladder as ladder:
             for step in arch.build_steps():
-                step.build(ladder)
+                step.build(arch, ladder)
 
     def vcpu_postcreate(self, vcpu: Vcpu) -> None:
         """Messages reach its local APIC from now on; it gets the quirks that are disabled already."""

@@ -121,17 +121,7 @@ class X86Vcpu(HalfDone):
 
     def build_steps(self) -> tuple[BuildStep, ...]:
         """What a running vCPU uses, in the order in which it is built; what comes later may use what came before."""
-        return (
-            BuildStep("x86 vcpu", self._build_struct),
-            BuildStep("wait queue", self._build_wait_queue),
-            BuildStep("lapic", self._build_lapic),
-            BuildStep("run page words", self._build_words),
-            BuildStep("pio page", self._build_pio_page),
-            BuildStep("mce banks", self._build_mce_banks),
-            BuildStep("wbinvd mask", self._build_wbinvd_mask),
-            BuildStep("cpu", self._build_cpu),
-            BuildStep("reset", self._reset),
-        )
+        return _STEPS
 
     def _build_struct(self, ladder: Ladder) -> None:
         services = self.vcpu.services
@@ -361,6 +351,19 @@ class X86Vcpu(HalfDone):
         """The guest ended an interrupt of userspace's IOAPIC."""
         self.eoi_vector = vector
         self.attention = True
+
+
+_STEPS: Final = (
+    BuildStep("x86 vcpu", X86Vcpu._build_struct),
+    BuildStep("wait queue", X86Vcpu._build_wait_queue),
+    BuildStep("lapic", X86Vcpu._build_lapic),
+    BuildStep("run page words", X86Vcpu._build_words),
+    BuildStep("pio page", X86Vcpu._build_pio_page),
+    BuildStep("mce banks", X86Vcpu._build_mce_banks),
+    BuildStep("wbinvd mask", X86Vcpu._build_wbinvd_mask),
+    BuildStep("cpu", X86Vcpu._build_cpu),
+    BuildStep("reset", X86Vcpu._reset),
+)
 
 
 def vcpu_words(vcpu: Vcpu) -> memoryview[int]:

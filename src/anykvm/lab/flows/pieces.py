@@ -31,6 +31,7 @@ class Built:
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._services = vcpu.services
+        self._arch = vcpu.arch
         self._steps = {step.name: step for step in vcpu.arch.build_steps()}
         self._ladders: dict[str, Ladder] = {}
 
@@ -46,7 +47,7 @@ class Built:
             for name in names:
                 if name in self._steps:
                     with self._services.ladder("arch") as ladder:
-                        self._steps[name].build(ladder)
+                        self._steps[name].build(self._arch, ladder)
                     self._ladders[name] = ladder
                     done.append(name)
         except BaseException:
