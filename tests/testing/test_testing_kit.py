@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from anykvm.api import Interrupted, Kvm, resolve
-from anykvm.testing import FaultyBackend, Ledger, open_fds, software
+from anykvm.testing import FaultyBackend, FaultyServices, Injector, Ledger, Plan, open_fds, software
 from anykvm.testing.backend import requests
+from anykvm.virt.services import Charge, Services
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -101,6 +102,28 @@ def test_around_any_backend() -> None:
     backend.plan("KVM_CREATE_VM#2=EMFILE")
     with Kvm(backend) as kvm, kvm.create_vm():
         assert code_of(kvm.create_vm) == "EMFILE"
+
+
+def test_over_services_of_another_kind() -> None:
+    """What runs in another program's process has services of its own, which can be made to fail too."""
+
+    class Named(Services):
+        def __init__(self, prefix: str) -> None:
+            super().__init__()
+            self.prefix = prefix
+
+        def charge(self, name: str, size: int = 0) -> Charge:
+            return super().charge(self.prefix + name, size)
+
+    class FaultyNamed(FaultyServices, Named):
+        pass
+
+    services = FaultyNamed(Injector(Plan.parse("memory#2")), "my ")
+    held = services.charge("own")
+    assert services.ledger() == {("memory", "my own"): 1}
+    assert code_of(services.charge, "other") == "ENOMEM"
+    services.free(held)
+    services.close()
 
 
 def test_requests_have_their_kernel_names() -> None:

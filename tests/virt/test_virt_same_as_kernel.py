@@ -42,7 +42,7 @@ class Host:
         reason = host.probe()
         if reason is not None:
             pytest.skip(reason)
-        if host.host_arch() != "x86_64":
+        if host.host_arch() != "x86":
             pytest.skip("the cases with an interrupt controller are x86's")
         self.backend: Any = host.HostBackend()
         self.system = self.backend.open()

@@ -22,6 +22,7 @@ from .guest import GUESTS, RAM_SIZE, Guest
 VCPU_IDS: Final = (0, 5, 2)
 """The first vCPU, and others: an id is not an index."""
 _BELL: Final = 0x0B00_0000
+_QUEUE: Final = 0x0C00_0000
 _GSI: Final = 5
 _REDIST: Final = 0x080A_0000
 _DIST: Final = 0x0800_0000
@@ -110,6 +111,10 @@ def _ioeventfd(life: Life) -> None:
     life.vm.ioeventfd(life.event, _BELL, 4)
 
 
+def _coalesced(life: Life) -> None:
+    life.vm.register_coalesced_mmio(_QUEUE, 4096)
+
+
 def _irqfd(life: Life) -> None:
     life.vm.irqfd(life.event, _GSI)
 
@@ -177,7 +182,12 @@ class Subject:
 
 
 _FIRST: Final = (Op("open", _open), Op("VM", _create_vm), Op("memory", _memory))
-_REST: Final = (Op("VM statistics", _vm_stats), Op("vCPU statistics", _vcpu_stats), Op("ioeventfd", _ioeventfd))
+_REST: Final = (
+    Op("VM statistics", _vm_stats),
+    Op("vCPU statistics", _vcpu_stats),
+    Op("ioeventfd", _ioeventfd),
+    Op("coalesced zone", _coalesced),
+)
 _VCPUS: Final = tuple(map(_vcpu, VCPU_IDS))
 _GIC_END: Final = (Op("GIC initialised", _init_gic), Op("irqfd", _irqfd))
 

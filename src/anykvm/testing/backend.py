@@ -47,10 +47,14 @@ class FaultyLadder(Ladder):
 
 
 class FaultyServices(Services):
-    """Services whose every acquisition, publication and step asks the plan first."""
+    """Services whose every acquisition, publication and step asks the plan first.
 
-    def __init__(self, injector: Injector | None = None) -> None:
-        super().__init__()
+    Over services of another kind it is a mixin: ``class Mine(FaultyServices, Others)`` takes an injector, and after it
+    what ``Others`` takes.
+    """
+
+    def __init__(self, injector: Injector | None = None, *args: Any) -> None:
+        super().__init__(*args)
         self.injector = injector if injector is not None else Injector()
 
     def ladder(self, owner: str) -> Ladder:
@@ -60,17 +64,16 @@ class FaultyServices(Services):
     def publish(self, what: str) -> None:
         """Pass a point of publication."""
         self.injector.point("publish", what, PUBLISHES.get(what, ()))
+        super().publish(what)
 
 
 def _asking(method: str, spec: Acquire) -> Callable[..., Any]:
-    original: Callable[..., Any] = getattr(Services, method)
-
     def acquire(self: FaultyServices, *args: Any) -> Any:
         self.injector.point(spec.kind or args[0], args[spec.name], spec.errnos)
-        return original(self, *args)
+        return getattr(super(FaultyServices, self), method)(*args)
 
     acquire.__name__ = method
-    acquire.__doc__ = original.__doc__
+    acquire.__doc__ = getattr(Services, method).__doc__
     return acquire
 
 
