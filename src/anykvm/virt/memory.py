@@ -67,14 +67,25 @@ class MemorySlot:
 
 
 class _Table:
-    """One immutable state of all slots."""
+    """One immutable state of all slots, by guest-physical address."""
 
-    __slots__ = ("bases", "by_id", "slots")
+    __slots__ = ("bases", "slots")
 
-    def __init__(self, by_id: dict[int, MemorySlot]) -> None:
-        self.by_id = by_id
-        self.slots = sorted(by_id.values(), key=lambda slot: slot.base_gfn)
-        self.bases = [slot.base_gfn for slot in self.slots]
+    def __init__(self, bases: list[int], slots: list[MemorySlot]) -> None:
+        self.bases = bases
+        self.slots = slots
+
+    def replace(self, old: MemorySlot | None, new: MemorySlot | None) -> _Table:
+        """Another state: lists, since a copy of those costs next to nothing, also of 32,764 slots."""
+        bases, slots = self.bases.copy(), self.slots.copy()
+        if old is not None:
+            index = bisect_right(bases, old.base_gfn) - 1
+            del bases[index], slots[index]
+        if new is not None:
+            index = bisect_right(bases, new.base_gfn)
+            bases.insert(index, new.base_gfn)
+            slots.insert(index, new)
+        return _Table(bases, slots)
 
 
 class MemorySlots:
@@ -82,7 +93,8 @@ class MemorySlots:
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
-        self._table = _Table({})
+        self._table = _Table([], [])
+        self._by_id: dict[int, MemorySlot] = {}
 
     def __len__(self) -> int:
         return len(self._table.slots)
@@ -93,8 +105,8 @@ class MemorySlots:
         return self._table.slots
 
     def by_id(self, number: int) -> MemorySlot | None:
-        """Find a slot by its number (address space in the upper 16 bits)."""
-        return self._table.by_id.get(number)
+        """Find a slot by its number (address space in the upper 16 bits); slots_lock is held."""
+        return self._by_id.get(number)
 
     def find(self, gpa: int) -> MemorySlot | None:
         """Find the slot a guest-physical address is in."""
@@ -199,18 +211,17 @@ class MemorySlots:
         vm = self._vm
         vm.hooks.prepare_memory_region(vm, old, new, change)
         before = self._table
-        by_id = dict(before.by_id)
-        if new is not None:
-            by_id[new.as_id << 16 | new.id] = new
-        elif old is not None:
-            del by_id[old.as_id << 16 | old.id]
         vm.services.publish("memory slots")
-        self._table = _Table(by_id)
+        self._table = before.replace(old, new)
         try:
             vm.hooks.commit_memory_region(vm, old, new, change)
         except BaseException:
             self._table = before
             raise
+        if new is not None:
+            self._by_id[new.as_id << 16 | new.id] = new
+        elif old is not None:
+            del self._by_id[old.as_id << 16 | old.id]
         if old is not None and old.dirty is not None and (new is None or new.dirty is not old.dirty):
             old.dirty.free()
         vm.stats.values[MEMSLOT_CHANGES] += 1
@@ -218,7 +229,8 @@ class MemorySlots:
 
     def free(self) -> None:
         """Give the slots' memory back, when the VM dies and ``vm.arch`` is gone."""
-        table, self._table = self._table, _Table({})
+        table, self._table = self._table, _Table([], [])
+        self._by_id.clear()
         for slot in table.slots:
             if slot.dirty is not None:
                 slot.dirty.free()

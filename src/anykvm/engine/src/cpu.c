@@ -201,7 +201,9 @@ static int sync_regions(struct cpu *c)
         if (j < m->nregions) {
             fresh[j] = c->regions[i];
         } else {
+            c->unmapping = &c->regions[i];
             uc_mem_unmap(c->uc, c->regions[i].gpa, c->regions[i].size);
+            c->unmapping = NULL;
             free(c->regions[i].own);
             free(c->regions[i].seen);
         }

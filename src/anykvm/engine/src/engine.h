@@ -234,6 +234,8 @@ struct cpu {
     bool unsynced;              /* asked others for something and has not waited yet */
     bool flush_code;            /* do it at the next block boundary */
 
+    const struct region *unmapping; /* Unicorn is taking this away */
+
     /* x86 */
     struct {
         int inject;             /* vector to deliver, or -1 */
