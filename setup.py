@@ -25,6 +25,7 @@ WRAPPED = {
         helper_read_crN helper_write_crN helper_set_dr helper_get_dr
         cpu_check_watchpoint cpu_watchpoint_address_matches
         helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
+        helper_raise_interrupt helper_rdpmc helper_ldmxcsr
     """,
 }
 

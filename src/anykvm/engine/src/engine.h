@@ -256,6 +256,7 @@ struct cpu {
         int nfetched;           /* more than FETCHED: the list does not have them all */
         uint16_t list;
         struct x86_debug debug;
+        int int_length;         /* of the INT that is being delivered, in bytes */
         bool stepping;          /* the instruction that runs alone is a debugger's single step */
         int64_t tsc_offset;
         uint64_t tsc_khz;

@@ -200,6 +200,8 @@ struct a64_cpreg {
 #define X86_V_TPR 5556
 #define X86_ENV_UC 7000
 
+#define X86_IDT 9 /* the number of the segment it would be */
+#define X86_KERNEL_MODE 2 /* MMU mode */
 #define X86_DR6_BS 0x4000u
 #define X86_HF_CPL 0x3u
 #define X86_HF_INHIBIT_IRQ 0x8u

@@ -13,6 +13,7 @@ uint64_t qemu_ram_addr_from_host_x86_64(void *uc, void *ptr);
 
 #define VECTOR_DB 1
 #define VECTOR_BP 3
+#define VECTOR_NP 11
 #define EFLAGS_IF 0x200u
 #define NO_VECTOR 256
 #define VMCALL 0xc1
@@ -131,19 +132,47 @@ static bool undefined_to_unicorn(struct cpu *c)
     return true;
 }
 
+/* Unicorn has the error codes of long mode's gates wrong: vector * 16 + 2. */
+static void check_gate(struct cpu *c, uint32_t vector, bool software)
+{
+    struct x86_segment *idt = (struct x86_segment *)(c->env + X86_SEGS) + X86_IDT;
+    uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t), high;
+    const uint8_t *gate;
+    int type;
+
+    if (!(hflags & X86_HF_LMA))
+        return;
+    if (vector * 16 + 15 > idt->limit)
+        raise_exception_err_x86_64(c->env, VECTOR_GP, (int)vector * 8 + 2);
+    gate = tlb_vaddr_to_host_x86_64(c->env, idt->base + vector * 16 + 4, ACCESS_LOAD, X86_KERNEL_MODE);
+    if (!gate)
+        return; /* it faults as it is read */
+    memcpy(&high, gate, sizeof(high));
+    type = high >> 8 & 0x1f;
+    if ((type != 14 && type != 15) || (software && (high >> 13 & 3) < (hflags & X86_HF_CPL)))
+        raise_exception_err_x86_64(c->env, VECTOR_GP, (int)vector * 8 + 2);
+    if (!(high >> 15 & 1))
+        raise_exception_err_x86_64(c->env, VECTOR_NP, (int)vector * 8 + 2);
+}
+
 static void on_exception(void *uc, uint32_t number, void *unused)
 {
     struct cpu *c = cpu_of_uc(uc);
+    bool software = false;
 
     (void)unused;
     FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
     c->fill.active = false;
     if (number == VECTOR_UD && !c->x86.own_ud && undefined_to_unicorn(c))
         return;
-    if (number == VECTOR_BP && c->x86.debug.int3 && FIELD(c->env, X86_EXC_IS_INT, int32_t)) {
+    if (FIELD(c->env, X86_EXC_IS_INT, int32_t)) {
+        /* The address behind it is kept elsewhere; a fault on the way in is at the instruction. */
+        FIELD(c->env, X86_EIP, uint64_t) -= (uint64_t)c->x86.int_length;
+        software = true;
+    }
+    if (number == VECTOR_BP && c->x86.debug.int3 && software) {
         FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
         FIELD(c->env, X86_EXC_IS_INT, int32_t) = 0;
-        FIELD(c->env, X86_EIP, uint64_t) -= 1;
         cpu_park(c, EV_BREAK, 0, 0, 0);
         /* Out of the loop, so that an exception the debugger gives it comes first. */
         FIELD(c->cs, CS_EXIT_REQUEST, bool) = true;
@@ -155,6 +184,7 @@ static void on_exception(void *uc, uint32_t number, void *unused)
         FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = VECTOR_DB;
     }
     c->x86.own_ud = false;
+    check_gate(c, number, software);
     x86_cpu_do_interrupt_x86_64(c->cs);
 }
 
