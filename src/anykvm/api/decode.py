@@ -18,6 +18,8 @@ Decoder = Callable[[memoryview], Exit]
 
 _UNION: Final = common.KvmRun.mmio.offset
 _UNION_END: Final = _UNION + 256
+_OUT: Final = common.KVM_EXIT_IO_OUT
+_BYTES: Final = [bytes((value,)) for value in range(256)]
 _MMIO: Final = Struct("=Q8sIB").unpack_from
 _IO: Final = Struct("=BBHIQ").unpack_from
 _HYPERCALL: Final = Struct("=Q6QQQ").unpack_from
@@ -39,8 +41,9 @@ def _mmio(page: memoryview) -> Exit:
 
 def _io(page: memoryview) -> Exit:
     direction, size, port, count, offset = _IO(page, _UNION)
-    if direction == common.KVM_EXIT_IO_OUT:
-        return PioOut(port, size, bytes(page[offset : offset + size * count]))
+    if direction == _OUT:
+        length = size * count
+        return PioOut(port, size, _BYTES[page[offset]] if length == 1 else bytes(page[offset : offset + length]))
     return PioIn(port, size, count, _page=page, _offset=offset)
 
 

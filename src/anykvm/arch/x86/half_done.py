@@ -147,12 +147,14 @@ class HalfDone:
         self.reply = None
         self.rip_ahead = 0
         offset, size = reply
-        page = self.vcpu.page
         if self.msr_exit:
             self.msr_exit = False
-            if page[EXIT_DATA]:
+            if self.vcpu.page[EXIT_DATA]:
                 inject.general_protection(self.cpu)
                 return 0
+        if not size:
+            return 0
+        page = self.vcpu.page
         return int.from_bytes(page[offset : offset + size], "little")
 
     def get_regs(self) -> bytes:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .vcpu import X86Vcpu
 
 STATS: Final = ("io_exits", "msr_exits", "hypercalls", "request_irq_exits", "nmi_injections")
+_EXITS: Final = stats.EXITS
 _IO_EXITS: Final = stats.FIRST_ARCH_STAT
 _MSR_EXITS: Final = _IO_EXITS + 1
 _HYPERCALLS: Final = _IO_EXITS + 2
@@ -147,7 +148,7 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
     lapic = arch.lapic
     if (arch.attention or arch.mp_state != _RUNNABLE) and not attend(arch):
         return 0
-    window = vcpu.page[0] != 0 and (lapic is None or arch.vm.chip().split)
+    window = arch.words[0] & 0xFF != 0 and (lapic is None or arch.vm.chip().split)
     if window or arch.window:
         arch.window = cpu.want_window = window
     mmio_bus = vcpu.vm.mmio_bus
@@ -160,7 +161,7 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
     while True:
         kind, a, b, c = run(value)
         value = 0
-        values[stats.EXITS] += 1
+        values[_EXITS] += 1
         if kind == _PIO_WRITE:
             if not pio_bus.write(vcpu, a, b, c):
                 return _exit_io(arch, a, b, c, True)
@@ -373,7 +374,7 @@ def _exit_io(arch: X86Vcpu, port: int, size: int, value: int, write: bool, *, re
     enabled = cpu.rflags & _IF
     lapic = arch.lapic
     cr8, base = (arch.user_cr8, arch.user_apic_base) if lapic is None else (lapic.tpr >> 4, lapic.base_msr)
-    ready = _ready(arch, cpu, enabled)
+    ready = (enabled or lapic is not None) and _ready(arch, cpu, enabled)
     _IO(page, _IO_OFFSET, _EXIT_IO, ready, enabled != 0, 0, cr8, base, write, size, port, count, PIO_PAGE)
     arch.reported = not arch.words[_VALID_REGS]
     return 0
