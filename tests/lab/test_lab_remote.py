@@ -16,7 +16,9 @@ import pytest
 from anykvm.lab import remote
 from anykvm.lab.errors import LabError
 from anykvm.lab.flows.compare import compare
+from anykvm.lab.races import plan
 from anykvm.lab.spread import spread
+from anykvm.lab.sweep import sweep
 
 distributed = pytest.importorskip("distributed")
 
@@ -26,7 +28,7 @@ def cluster() -> Iterator[Any]:
     with (
         pytest.MonkeyPatch.context() as patch,
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=2, dashboard_address=":0", silence_logs=50, host="127.0.0.1"
+            n_workers=2, threads_per_worker=1, dashboard_address=":0", silence_logs=50, host="127.0.0.1"
         ) as running,
     ):
         patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
@@ -51,6 +53,19 @@ def test_the_flows_on_a_cluster_are_the_flows_here(cluster: Any) -> None:
     assert compare(["x86"], scheduler=cluster.scheduler_address) == compare(["x86"])
 
 
+def test_a_sweep_on_a_cluster_is_the_sweep_here(cluster: Any) -> None:
+    there = sweep(["x86/none"], scheduler=cluster.scheduler_address).to_json()
+    assert there == sweep(["x86/none"], processes=0).to_json()
+    assert there["trials"] > 100
+
+
+def test_orders_on_a_cluster_are_the_orders_here(cluster: Any) -> None:
+    items = [item for name in ("same-id", "vm-close") for item in plan.items("x86", name, 1)]
+    here = list(spread(plan.work, items, processes=0))
+    assert list(spread(plan.work, items, scheduler=cluster.scheduler_address)) == here
+    assert sum(done.result["interleavings"] for done in here) > 200
+
+
 def test_more_items_than_the_scheduler_is_given_at_once(cluster: Any) -> None:
     made = [done.result["square"] for done in spread(lab_works.square, range(100), scheduler=cluster.scheduler_address)]
     assert made == [n * n for n in range(100)]
@@ -66,6 +81,13 @@ def test_work_that_raises_there_is_one_line_here(cluster: Any) -> None:
         list(spread(lab_works.fails, [3], scheduler=cluster.scheduler_address))
     assert str(failure.value) == "lab_works:fails failed on 3: ZeroDivisionError: integer division or modulo by zero"
     assert "return 1 // (item - THREE)" in failure.value.detail
+
+
+def test_work_that_kills_its_process_is_one_line_and_the_cluster_lives(cluster: Any) -> None:
+    with pytest.raises(LabError) as failure:
+        list(spread(lab_works.dies, [1, 3], scheduler=cluster.scheduler_address))
+    assert str(failure.value) == "a worker was killed by SIGSEGV on item 1, 3"
+    assert [done.result for done in spread(lab_works.dies, [1, 2], scheduler=cluster.scheduler_address)] == [1, 2]
 
 
 def test_a_worker_with_another_version_is_refused(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
 from typing import Any, Final
 
-from .call import call, fingerprint
+from .call import fingerprint
 from .errors import LabError
+from .workers import Worker
 
 _CONNECT: Final = 10
 """Seconds in which a scheduler answers."""
@@ -24,16 +25,30 @@ _AHEAD: Final = 4
 
 _GONE: Final = "the scheduler at {} has gone: start it again, and this run with the same --resume"
 
-_one = threading.Lock()
-"""Dask runs tasks on threads; the lab's work owns its process while it runs: it counts fds and injects faults."""
+_own = threading.local()
+"""What a thread of a cluster's worker has: ``worker``, its process, and ``name``, what that works at."""
 
 
-def task(name: str, item: str, code: str) -> str:
-    """What a worker of the cluster does; LabError if its anykvm is another."""
+def task(name: str, index: int, item: str, code: str) -> str:
+    """What a worker of the cluster does; LabError if its anykvm is another.
+
+    Each thread has the work done in a process of its own: the lab counts the descriptors of its process, which has to
+    be its alone, and Dask's has threads that open some. An item that takes its process down does not take Dask's.
+    """
     if fingerprint(name) != code:
         raise LabError(f"a worker has another version of anykvm, or of {name}: install this one on every worker")
-    with _one:
-        return call(name, item)
+    worker: Worker | None = getattr(_own, "worker", None)
+    if worker is None or _own.name != name:
+        if worker is not None:
+            worker.end(now=True)
+        _own.worker = worker = Worker(name)
+        _own.name = name
+    try:
+        return worker.do(index, item)
+    except BaseException:
+        _own.worker = None
+        worker.end(now=True)
+        raise
 
 
 def run(name: str, items: Sequence[tuple[int, str]], scheduler: str) -> Iterator[tuple[int, str]]:
@@ -80,7 +95,7 @@ def _submit(client: Any, name: str, items: Sequence[tuple[int, str]], scheduler:
     while waiting or running:
         while waiting and len(running) < ahead:
             index, item = waiting.popleft()
-            future = client.submit(task, name, item, code, pure=False)
+            future = client.submit(task, name, index, item, code, pure=False)
             running[future] = index
             future.add_done_callback(done.put)
         try:

@@ -33,7 +33,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class _Worker:
+class Worker:
     """One process and the items it has, oldest first."""
 
     def __init__(self, name: str) -> None:
@@ -77,6 +77,13 @@ class _Worker:
             index, _ = self.has.popleft()
             yield index, answer["result"]
 
+    def do(self, index: int, item: str) -> str:
+        """Have one item done, and wait for its result; LabError, after which the worker can only be ended."""
+        self.give(index, item)
+        while True:
+            for _, result in self.take():
+                return result
+
     def _obituary(self) -> str:
         status = self.process.wait()
         how = f"ended with status {status}"
@@ -104,12 +111,12 @@ def run(name: str, items: Sequence[tuple[int, str]], processes: int) -> Iterator
     """Do the work on every item; yields (index, result) as they come."""
     waiting = deque(items)
     count = min(processes, len(items))
-    workers: list[_Worker] = []
+    workers: list[Worker] = []
     now = True
     try:
         with selectors.DefaultSelector() as selector:
             for _ in range(count):
-                worker = _Worker(name)
+                worker = Worker(name)
                 workers.append(worker)
                 selector.register(worker.stdout, selectors.EVENT_READ, worker)
                 worker.give(*waiting.popleft())
