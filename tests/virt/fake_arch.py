@@ -149,7 +149,7 @@ class FakeArch(ArchHooks):
         self.pins.append((0, irq, level))
         return 1
 
-    def set_irq(self, vm: Any, irqchip: int, pin: int, level: int) -> int:
+    def set_irq(self, vm: Any, irqchip: int, pin: int, level: int, source: int) -> int:
         self.pins.append((irqchip, pin, level))
         return 1
 

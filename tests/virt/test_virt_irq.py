@@ -139,10 +139,10 @@ def test_a_destination_that_refuses_is_passed_over(machine: Machine) -> None:
     machine.ioctl(fd, SET, table(pin(3, 0, 5), pin(3, 1, 9)))
     taken = machine.arch.set_irq
 
-    def set_irq(vm: object, irqchip: int, number: int, level: int) -> int:
+    def set_irq(vm: object, irqchip: int, number: int, level: int, source: int) -> int:
         if irqchip == 0:
             raise OSError(22, "masked")
-        return taken(vm, irqchip, number, level)
+        return taken(vm, irqchip, number, level, source)
 
     machine.arch.set_irq = set_irq  # type: ignore[method-assign]
     assert machine.vm_of(fd).irq.set_irq(3, 1) == 1

@@ -16,6 +16,7 @@ from anykvm.uapi import constants as c
 from anykvm.uapi.structs import KvmIoeventfd, KvmIrqfd
 
 from .bus import IoBus
+from .irq import IRQ_SOURCE_RESAMPLE
 from .ladder import Ladder
 from .services import EventFd, Mutex
 
@@ -41,8 +42,10 @@ class Irqfd:
 
     def inject(self) -> None:
         """Raise the interrupt: as an edge, or until it is acknowledged."""
-        self.vm.irq.set_irq(self.gsi, 1)
-        if self.resample is None:
+        if self.resample is not None:
+            self.vm.irq.set_irq(self.gsi, 1, IRQ_SOURCE_RESAMPLE)
+        else:
+            self.vm.irq.set_irq(self.gsi, 1)
             self.vm.irq.set_irq(self.gsi, 0)
 
     def acked(self) -> None:
@@ -85,7 +88,7 @@ class Irqfds:
                 raise OSError(errno.EBUSY, f"eventfd {fd} is an irqfd already")
             item = Irqfd(vm, gsi, event, resample, ladder)
             if resample is not None:
-                ladder.push("line", vm.irq.set_irq, gsi, 0)
+                ladder.push("line", vm.irq.set_irq, gsi, 0, IRQ_SOURCE_RESAMPLE)
                 vm.irq.register_ack_notifier(gsi, item.acked)
                 ladder.push("resampler", vm.irq.unregister_ack_notifier, gsi, item.acked)
             epoll = self._listen()

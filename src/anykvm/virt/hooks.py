@@ -107,11 +107,17 @@ class ArchHooks(Protocol):
         """Tell whether KVM_SET_GSI_ROUTING is possible now; EINVAL if not. x86 wants its irqchip first."""
         return True
 
+    def has_irqchip_routes(self, vm: Vm) -> bool:
+        """Tell whether a GSI can go to a pin: EINVAL if not. With x86's split irqchip there are none in the kernel."""
+        return True
+
     def irq_line(self, vm: Vm, irq: int, level: int) -> int:
         """KVM_IRQ_LINE (api.rst 4.25); ``irq`` is the architecture's encoding; returns the status."""
 
-    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int) -> int:
+    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int, source: int) -> int:
         """Drive an input pin of an in-kernel irqchip, as a routing entry names it; returns > 0 if it was delivered.
+
+        ``source`` is one of IRQ_SOURCE_*: x86 takes a pin for high as long as any of them drives it high.
 
         On an end of interrupt the architecture calls ``vm.irq.notify_acked(irqchip, pin)``, which resamples irqfds.
         """

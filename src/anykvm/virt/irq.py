@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from .vm import Vm
 
 KVM_MAX_IRQ_ROUTES: Final = 4096
+# Who drives a GSI: KVM_IRQ_LINE and plain irqfds, resampling irqfds, or a device of the architecture's own.
+IRQ_SOURCE_USERSPACE: Final = 0
+IRQ_SOURCE_RESAMPLE: Final = 1
+IRQ_SOURCE_ARCH: Final = 2
 _ENTRY_SIZE: Final = ctypes.sizeof(KvmIrqRoutingEntry)
 
 
@@ -64,14 +68,17 @@ class IrqRouting:
         """Give where a GSI goes; nothing for one without a route."""
         return self._table.routes.get(gsi, ())
 
-    def set_irq(self, gsi: int, level: int) -> int:
-        """Drive a GSI (kvm_set_irq); returns how many destinations took it, -1 if it goes nowhere."""
+    def set_irq(self, gsi: int, level: int, source: int = IRQ_SOURCE_USERSPACE) -> int:
+        """Drive a GSI (kvm_set_irq); returns how many destinations took it, -1 if it goes nowhere.
+
+        ``source`` is who drives it: where lines are shared, one that lets go does not lower it for the others.
+        """
         vm = self._vm
         result = -1
         for route in self._table.routes.get(gsi, ()):
             try:
                 if route.irqchip >= 0:
-                    taken = vm.hooks.set_irq(vm, route.irqchip, route.pin, level)
+                    taken = vm.hooks.set_irq(vm, route.irqchip, route.pin, level, source)
                     vm.stats.values[IRQ_INJECTIONS] += 1
                 elif level:
                     taken = vm.hooks.set_msi(vm, route.address, route.data, route.devid)
@@ -109,6 +116,8 @@ class IrqRouting:
             raise OSError(errno.EINVAL, f"unknown flags {entry.flags:#x} of the route of GSI {entry.gsi}")
         if entry.type != KVM_IRQ_ROUTING_IRQCHIP:
             raise OSError(errno.EINVAL, f"{self._vm.hooks.name} has no routes of type {entry.type}")
+        if not self._vm.hooks.has_irqchip_routes(self._vm):
+            raise OSError(errno.EINVAL, f"GSI {entry.gsi} cannot go to a pin: the VM's pins are not in the kernel")
         chip, pin = entry.u.irqchip.irqchip, entry.u.irqchip.pin
         pins = self._vm.hooks.irqchip_pins
         if chip >= len(pins) or pin >= pins[chip]:
@@ -151,7 +160,7 @@ class IrqRouting:
         gsi = self._table.gsi_of_pin.get((irqchip, pin))
         resamplers = self._resamplers.get(gsi, ()) if gsi is not None else ()
         if gsi is not None and resamplers:
-            self.set_irq(gsi, 0)
+            self.set_irq(gsi, 0, IRQ_SOURCE_RESAMPLE)
             for notify in resamplers:
                 notify()
 

@@ -101,7 +101,7 @@ def test_closing_gives_everything_back(vm: FakeVm) -> None:
     vm.chip.create_pit(1)
     for _ in range(3):
         vm.add_vcpu()
-    chips = {"apic bus lock": 1, "pic": 1, "ioapic": 1, "pit": 1, "pit lock": 1, "pit timer": 1}
+    chips = {"apic bus lock": 1, "irq lines lock": 1, "pic": 1, "ioapic": 1, "pit": 1, "pit lock": 1, "pit timer": 1}
     assert vm.clock.ledger() == {**chips, "lapic": 3, "lapic timer": 3}
     for lapic in vm.lapics:
         vm.chip.free_lapic(lapic)
@@ -415,4 +415,4 @@ def test_a_thousand_local_apics(vm: FakeVm) -> None:
     assert vm.chip.set_msi(0xFEEFF000, 0x4042) == 3
     for lapic in lapics:
         vm.chip.free_lapic(lapic)
-    assert vm.clock.ledger() == {"apic bus lock": 1, "pic": 1, "ioapic": 1}
+    assert vm.clock.ledger() == {"apic bus lock": 1, "irq lines lock": 1, "pic": 1, "ioapic": 1}

@@ -205,7 +205,7 @@ class Hooks:
     name = "x86"
     irqchip_pins = irqchip.IRQCHIP_PINS
 
-    def set_irq(self, vm: Any, chip: int, pin: int, level: int) -> int:
+    def set_irq(self, vm: Any, chip: int, pin: int, level: int, source: int) -> int:
         return int(vm.arch.irqchip.set_irq(chip, pin, level))
 
     def set_msi(self, vm: Any, address: int, data: int, devid: int | None) -> int:

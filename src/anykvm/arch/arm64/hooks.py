@@ -86,7 +86,7 @@ class Arm64Hooks(EngineMemory):
         """KVM_IRQ_LINE."""
         return chip_inputs.irq_line(vm.arch, irq, level)
 
-    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int) -> int:
+    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int, source: int) -> int:
         """Drive an SPI."""
         return chip_inputs.set_pin(vm.arch, pin, level)
 

@@ -92,15 +92,19 @@ class X86Hooks(EngineMemory):
         """Only with an in-kernel irqchip, full or split."""
         return vm.arch.irqchip is not None
 
+    def has_irqchip_routes(self, vm: Vm) -> bool:
+        """Not with a split irqchip."""
+        return vm.arch.irqchip is not None and not vm.arch.irqchip.split
+
     def irq_line(self, vm: Vm, irq: int, level: int) -> int:
         """KVM_IRQ_LINE: a GSI; ENXIO without an in-kernel irqchip."""
         vm.arch.chip()
         return vm.irq.set_irq(irq, level)
 
-    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int) -> int:
+    def set_irq(self, vm: Vm, irqchip: int, pin: int, level: int, source: int) -> int:
         """Drive a pin of a PIC or of the IOAPIC: a device in userspace may have written to memory first."""
         vm.arch.machine.distrust()
-        return int(vm.arch.chip().set_irq(irqchip, pin, level))
+        return int(vm.arch.chip().set_irq(irqchip, pin, level, source))
 
     def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
         """Deliver a message to the local APICs, as :meth:`set_irq`."""

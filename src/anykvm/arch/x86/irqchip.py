@@ -17,7 +17,7 @@ from anykvm.uapi.x86_irqchip import (
     KVM_IRQCHIP_PIC_SLAVE,
     KVM_PIT_SPEAKER_DUMMY,
 )
-from anykvm.virt.irq import KVM_MAX_IRQ_ROUTES
+from anykvm.virt.irq import IRQ_SOURCE_ARCH, IRQ_SOURCE_USERSPACE, KVM_MAX_IRQ_ROUTES
 from anykvm.virt.ladder import Ladder
 
 from .apic_bus import ApicBus, VcpuSide
@@ -58,8 +58,12 @@ class IrqChip:
         self.pic: PicPair | None = None
         self.ioapic: Ioapic | None = None
         self.pit: Pit | None = None
+        self._lines: dict[tuple[int, int], int] = {}
+        """By irqchip and pin: a bit for each source that drives it high."""
         self._ladder = vm.services.ladder("irqchip")
         with self._ladder as ladder:
+            lines = ladder.acquire("irq lines lock", vm.services.mutex, vm.services.free_mutex, "irq lines lock")
+            self._lines_lock = lines
             lock = ladder.acquire("apic bus lock", vm.services.mutex, vm.services.free_mutex, "apic bus lock")
             self.bus = ApicBus(lock)
             if self.split:
@@ -134,13 +138,20 @@ class IrqChip:
 
     # Inputs.
 
-    def set_irq(self, irqchip: int, pin: int, level: int) -> int:
-        """Drive the pin a routing entry names; returns > 0 delivered, 0 coalesced, -1 masked; EINVAL."""
+    def set_irq(self, irqchip: int, pin: int, level: int, source: int = IRQ_SOURCE_USERSPACE) -> int:
+        """Drive the pin a routing entry names; returns > 0 delivered, 0 coalesced, -1 masked; EINVAL.
+
+        A pin is high while any source drives it high (``__kvm_irq_line_state``).
+        """
         if self.pic is None or self.ioapic is None or irqchip >= len(IRQCHIP_PINS) or pin >= IRQCHIP_PINS[irqchip]:
             raise OSError(errno.EINVAL, f"there is no pin {pin} of in-kernel irqchip {irqchip}")
-        if irqchip == KVM_IRQCHIP_IOAPIC:
-            return self.ioapic.set_irq(pin, level)
-        return self.pic.set_irq(pin + 8 * irqchip, level)
+        with self._lines_lock:
+            others = self._lines.get((irqchip, pin), 0) & ~(1 << source)
+            driven = others | (1 if level else 0) << source
+            self._lines[irqchip, pin] = driven
+            if irqchip == KVM_IRQCHIP_IOAPIC:
+                return self.ioapic.set_irq(pin, int(driven != 0))
+            return self.pic.set_irq(pin + 8 * irqchip, int(driven != 0))
 
     def set_msi(self, address: int, data: int) -> int:
         """Deliver a message; see :meth:`.apic_bus.ApicBus.send_msi`; EPERM."""
@@ -191,7 +202,7 @@ class IrqChip:
                 lock,
                 now=services.now,
                 make_deadline=make_deadline,
-                set_irq=lambda level: vm.irq.set_irq(_PIT_GSI, level),
+                set_irq=lambda level: vm.irq.set_irq(_PIT_GSI, level, IRQ_SOURCE_ARCH),
                 tick=self._pit_tick,
             )
             ladder.push("pit stop", pit.stop)

@@ -346,6 +346,7 @@ SAVED: Final = (
     uapi.MSR_IA32_TSC_ADJUST,
     uapi.MSR_IA32_TSC_DEADLINE,
     uapi.MSR_IA32_ARCH_CAPABILITIES,
+    uapi.MSR_IA32_PERF_CAPABILITIES,
     uapi.MSR_IA32_UCODE_REV,
     uapi.MSR_IA32_POWER_CTL,
     uapi.MSR_VM_HSAVE_PA,
@@ -364,6 +365,8 @@ LISTED: Final = frozenset(SAVED)
 FEATURES: Final = {
     uapi.MSR_IA32_UCODE_REV: UCODE_REV,
     uapi.MSR_IA32_ARCH_CAPABILITIES: ARCH_CAPABILITIES,
+    # No performance counters: nothing to say of them.
+    uapi.MSR_IA32_PERF_CAPABILITIES: 0,
     uapi.MSR_PLATFORM_INFO: 0,
 }
 """KVM_GET_MSR_FEATURE_INDEX_LIST, and what KVM_GET_MSRS on the system fd gives."""
