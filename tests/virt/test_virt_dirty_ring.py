@@ -285,6 +285,27 @@ def test_every_vcpu_has_its_own(board: Board) -> None:
     assert board.vm.reset_dirty_rings() == 120
 
 
+def test_entries_are_given_back_while_the_guest_runs(board: Board) -> None:
+    vcpu, ring = board.vcpu()
+    board.start(vcpu, 8, 1000)
+    done = threading.Event()
+
+    def run() -> None:
+        while not board.ended(vcpu.run()):
+            pass
+        done.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    seen: list[int] = []
+    while not done.is_set():
+        seen += [page for _, page in ring.take()]
+        board.vm.reset_dirty_rings()
+    thread.join(20)
+    seen += [page for _, page in ring.take()]
+    assert seen == list(range(8, 1008))
+
+
 def test_the_ring_is_in_the_file_of_the_vcpu(board: Board) -> None:
     """A program that maps the fd itself finds the entries at page 64."""
     import mmap
