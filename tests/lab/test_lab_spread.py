@@ -38,7 +38,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -145,7 +145,7 @@ def test_no_worker_outlives_its_parent(tmp_path: Path, end: signal.Signals) -> N
     try:
         wait_for(lambda: len(list(tmp_path.iterdir())) == 2)
         parent.send_signal(end)
-        _, err = parent.communicate(timeout=20)
+        _, err = parent.communicate(timeout=60)
     finally:
         parent.kill()
         parent.wait()

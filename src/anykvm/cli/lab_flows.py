@@ -97,9 +97,10 @@ def _step(step: dict[str, Any]) -> Text:
     depth = step["hook"].count("/") + 1 if step["hook"] else 0
     inner = step["hook"].rpartition("/")[2]
     if step["what"] == "hook":
-        return Text("  " * depth + step["name"] + "()", style=f"bold {_COLOURS.get(step['name'], 'green')}")
-    style = _COLOURS.get(inner, "")
-    text = Text("  " * depth + step["name"], style=f"{style} italic" if step["what"] == "check" else style)
+        text = Text("  " * depth + step["name"] + "()", style=f"bold {_COLOURS.get(step['name'], 'green')}")
+    else:
+        style = _COLOURS.get(inner, "")
+        text = Text("  " * depth + step["name"], style=f"{style} italic" if step["what"] == "check" else style)
     if step["locked"]:
         text.append(" (locked)", style="dim")
     return text
