@@ -54,7 +54,7 @@ static bool exec_interrupt(void *cs, int request)
     }
     if (c->x86.debug.block_irq)
         return false;
-    if (c->alone)
+    if (c->alone && !c->x86.stepping)
         return false; /* what comes next is the instruction */
     if (atomic_load_explicit(&c->x86.nmi, memory_order_relaxed) &&
         !(FIELD(c->env, X86_HFLAGS2, uint32_t) & X86_HF2_NMI)) {
