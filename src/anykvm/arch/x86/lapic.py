@@ -66,6 +66,7 @@ class Lapic:
         "base_msr",
         "bsp",
         "bus",
+        "cmci",
         "deadline_bit",
         "dfr",
         "enabled",
@@ -117,6 +118,7 @@ class Lapic:
     side: VcpuSide
     bus: ApicBus
     x2apic: bool
+    cmci: bool
     ladder: Ladder
     """What this was built of; unwinding it takes the vCPU's local APIC away."""
 
@@ -134,8 +136,7 @@ class Lapic:
         self.bsp = bsp
         self.timer = LapicTimer(now, make_deadline(self._timer_deadline), side.tsc_to_ns)
         self.x2apic = False
-        self.report_tpr = False
-        # What the guest's CPUID has: the modes that can be chosen.
+        self.report_tpr = self.cmci = False
         self.x2apic_bit = self.deadline_bit = 0
         self.line = False
         self.accepts_pic = False
@@ -438,8 +439,6 @@ class Lapic:
             if writer is not None:
                 writer(self, value)
         return True
-
-    # KVM_GET_LAPIC and KVM_SET_LAPIC.
 
     def get_state(self, wide_id: bool = False) -> bytes:
         """Give the register page, 1024 bytes."""

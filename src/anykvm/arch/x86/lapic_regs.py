@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 APIC_STATE_SIZE: Final = 0x400
 """The size of KVM_GET_LAPIC's register page in bytes."""
 APIC_VERSION: Final = 0x50014
-"""Version 0x14 with LVTs 0 to 5: timer, thermal, performance, LINT0, LINT1, error."""
+"""Version 0x14 with LVTs 0 to 5: timer, thermal, performance, LINT0, LINT1, error; with CMCI there is one more."""
 
 
 # Registers, by offset in bytes.
@@ -33,6 +33,7 @@ APIC_ISR: Final = 0x100
 APIC_TMR: Final = 0x180
 APIC_IRR: Final = 0x200
 APIC_ESR: Final = 0x280
+APIC_LVTCMCI: Final = 0x2F0
 APIC_ICR: Final = 0x300
 APIC_ICR2: Final = 0x310
 APIC_LVTT: Final = 0x320
@@ -56,6 +57,7 @@ LVT_BITS: Final = {
     APIC_LVT0: 0x1F7FF,
     APIC_LVT1: 0x1F7FF,
     APIC_LVTERR: 0x110FF,
+    APIC_LVTCMCI: 0x117FF,
 }
 
 
@@ -122,6 +124,8 @@ def _write_icr2(lapic: Lapic, value: int) -> None:
 
 
 def _write_lvt(lapic: Lapic, register: int, value: int) -> None:
+    if register == APIC_LVTCMCI and not lapic.cmci:
+        return
     with lapic.bus.lock:
         if not lapic.svr & SVR_ENABLED:
             value |= LVT_MASKED
@@ -187,6 +191,8 @@ def set_state(lapic: Lapic, page: bytes, wide_id: bool = False) -> bool:
         lapic.icr2 = words[APIC_ICR2]
         lapic.tdcr = words[APIC_TDCR]
         lapic.lvt = {register: words[register] for register in LVT_BITS}
+        if not lapic.cmci:
+            lapic.lvt[APIC_LVTCMCI] = LVT_MASKED
         lapic.isr, lapic.tmr, lapic.irr = (
             sum(words[base + 16 * i] << 32 * i for i in range(8)) for base in (APIC_ISR, APIC_TMR, APIC_IRR)
         )
@@ -208,7 +214,8 @@ def _lvt_writer(register: int) -> Callable[[Lapic, int], None]:
 
 _READERS: Final[dict[int, Callable[[Lapic], int]]] = {
     APIC_ID: lambda lapic: lapic.apic_id if lapic.x2apic else lapic.apic_id << 24,
-    APIC_LVR: lambda lapic: APIC_VERSION,
+    APIC_LVR: lambda lapic: APIC_VERSION + (lapic.cmci << 16),
+    APIC_LVTCMCI: lambda lapic: lapic.lvt[APIC_LVTCMCI] if lapic.cmci else 0,
     APIC_TPR: lambda lapic: lapic.tpr,
     APIC_PPR: lambda lapic: lapic.ppr,
     APIC_LDR: lambda lapic: lapic.ldr,

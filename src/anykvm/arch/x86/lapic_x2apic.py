@@ -25,6 +25,7 @@ from .lapic_regs import (
     APIC_ISR,
     APIC_LDR,
     APIC_LVR,
+    APIC_LVTCMCI,
     APIC_PPR,
     APIC_SVR,
     APIC_TDCR,
@@ -80,7 +81,7 @@ def change_mode(lapic: Lapic, x2apic: bool, enable: bool) -> None:
 def read_msr(lapic: Lapic, index: int) -> int:
     """RDMSR; KeyError for a register that does not exist, cannot be read, or without x2APIC mode."""
     offset = (index - MSR_X2APIC_FIRST) << 4
-    if not lapic.x2apic or offset not in READABLE:
+    if not lapic.x2apic or offset not in READABLE or (offset == APIC_LVTCMCI and not lapic.cmci):
         raise KeyError(index)
     if offset == APIC_ICR:
         return lapic.icr | lapic.icr2 << 32
@@ -107,7 +108,7 @@ def write_msr(lapic: Lapic, index: int, value: int) -> None:
     elif offset == APIC_ESR:
         if value:
             raise ValueError("ESR is written with zero")
-    elif offset in WRITERS and offset not in _READ_ONLY:
+    elif offset in WRITERS and offset not in _READ_ONLY and (offset != APIC_LVTCMCI or lapic.cmci):
         WRITERS[offset](lapic, value)
     else:
         raise KeyError(index)

@@ -26,7 +26,8 @@ U64: Final = 0xFFFFFFFFFFFFFFFF
 KVM_MAX_MCE_BANKS: Final = 32
 MCG_CTL_P: Final = 1 << 8
 MCG_SER_P: Final = 1 << 24
-MCE_CAP_SUPPORTED: Final = MCG_CTL_P | MCG_SER_P
+MCG_CMCI_P: Final = 1 << 10
+MCE_CAP_SUPPORTED: Final = MCG_CTL_P | MCG_SER_P | MCG_CMCI_P
 """KVM_X86_GET_MCE_CAP_SUPPORTED, without the number of banks."""
 MCG_STATUS_MASK: Final = 0xF
 MISC_ENABLE_FAST_STRING: Final = 1
@@ -225,6 +226,26 @@ def _set_bank(vcpu: X86Vcpu, word: int, value: int, host: bool) -> None:
     vcpu.mce_banks[word] = value
 
 
+# Interrupts for corrected errors: whether each bank sends one, and after how many.
+CTL2_ENABLE: Final = 1 << 30
+_CTL2_BITS: Final = CTL2_ENABLE | 0x7FFF
+_CTL2: Final = range(uapi.MSR_IA32_MC0_CTL2, uapi.MSR_IA32_MC0_CTL2 + KVM_MAX_MCE_BANKS)
+
+
+def _ctl2(vcpu: X86Vcpu, index: int, host: bool) -> int:
+    """IA32_MCi_CTL2; KeyError for a bank there is not, and for a guest without the capability."""
+    if index - _CTL2.start >= vcpu.mcg_cap & 0xFF or not (host or vcpu.mcg_cap & MCG_CMCI_P):
+        raise KeyError(index)
+    return vcpu.msrs.get(index, 0)
+
+
+def _set_ctl2(vcpu: X86Vcpu, index: int, value: int, host: bool) -> None:
+    _ctl2(vcpu, index, host)
+    if value & ~_CTL2_BITS or (value and not vcpu.mcg_cap & MCG_CMCI_P):
+        raise ValueError(f"IA32_MC{index - _CTL2.start}_CTL2 cannot be {value:#x}")
+    vcpu.msrs[index] = value
+
+
 TABLE: Final[dict[int, tuple[Getter, Setter]]] = {
     uapi.MSR_IA32_TSC: (timer.read_tsc, timer.write_tsc),
     uapi.MSR_IA32_APICBASE: (lambda vcpu: vcpu.apic_base, _set_apic_base),
@@ -286,6 +307,8 @@ def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
         return 0
     if mtrr.is_mtrr(index):
         return mtrr.get(vcpu.msrs, index)
+    if index in _CTL2:
+        return _ctl2(vcpu, index, host)
     word = _bank(vcpu, index)
     if word is not None:
         return vcpu.mce_banks[word]
@@ -307,6 +330,8 @@ def set_(vcpu: X86Vcpu, index: int, value: int, *, host: bool) -> None:
         raise ValueError(f"MSR {index:#x} is read-only")
     elif mtrr.is_mtrr(index):
         mtrr.set_(vcpu.msrs, index, value, vcpu.maxphyaddr)
+    elif index in _CTL2:
+        _set_ctl2(vcpu, index, value, host)
     elif (word := _bank(vcpu, index)) is not None:
         _set_bank(vcpu, word, value, host)
     else:
