@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import signal
@@ -11,10 +12,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import click
 import pytest
+from click.testing import CliRunner
 
 from anykvm.api import GuestMemory, Interrupted, Kvm, Vm
+from anykvm.cli import options
+from anykvm.cli.check import check
 from anykvm.host import HostBackend, host_arch, probe, virtualises
 from anykvm.uapi import common
 
@@ -77,6 +83,69 @@ def test_mapping_what_is_no_vcpu(tmp_path: Path) -> None:
 
 def test_host_arch_is_one_of_ours() -> None:
     assert host_arch() == {"aarch64": "arm64", "x86_64": "x86"}.get(os.uname().machine, os.uname().machine)
+
+
+def test_probe_says_why_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = str(tmp_path / "kvm")
+    marker = tmp_path / "container"
+    monkeypatch.setattr("anykvm.host.backend._CONTAINERS", (str(marker),))
+    monkeypatch.setattr("anykvm.host.backend.virtualises", lambda: True)
+    assert "its module is not loaded (modprobe" in (probe(absent) or "")
+    monkeypatch.setattr("anykvm.host.backend.virtualises", lambda: False)
+    assert "the CPU has no VMX or SVM" in (probe(absent) or "")
+    marker.touch()
+    assert "this container was not given it" in (probe(absent) or "")
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.EACCES, "join the group that owns it"),
+        (errno.EPERM, "this container's device policy"),
+        (errno.ENODEV, "has no driver behind it"),
+        (errno.ENXIO, "has no driver behind it"),
+        (errno.EMFILE, "cannot be opened: Too many open files"),
+    ],
+)
+def test_probe_says_why_it_does_not_open(monkeypatch: pytest.MonkeyPatch, number: int, words: str) -> None:
+    def refuse(*args: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    reason = probe() or ""
+    assert words in reason
+    assert "\n" not in reason
+
+
+@pytest.mark.parametrize(("machine", "name"), [("s390x", "s390"), ("riscv64", "riscv"), ("new", "new")])
+def test_check_on_another_machine(monkeypatch: pytest.MonkeyPatch, machine: str, name: str) -> None:
+    monkeypatch.setattr("anykvm.host.backend.os.uname", lambda: SimpleNamespace(machine=machine))
+    assert host_arch() == name
+    assert virtualises()
+    found = CliRunner().invoke(check, ["--json"])
+    assert found.exception is None or isinstance(found.exception, SystemExit)
+    offers = json.loads(found.stdout)
+    assert [(offer["backend"], offer["arch"]) for offer in offers][-1] == ("host", name)
+
+
+@pytest.mark.parametrize("machine", ["ppc64le", "mips64"])
+def test_where_requests_have_other_numbers(monkeypatch: pytest.MonkeyPatch, machine: str) -> None:
+    monkeypatch.setattr("anykvm.host.backend.os.uname", lambda: SimpleNamespace(machine=machine))
+    assert "number their requests in another way" in (probe() or "")
+    offer = json.loads(CliRunner().invoke(check, ["--json"]).stdout)[-1]
+    assert not offer["usable"]
+
+
+def test_debian_on_a_kvm_that_emulates(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("anykvm.host.virtualises", lambda: False)
+    monkeypatch.setattr("anykvm.host.probe", lambda: None)
+    monkeypatch.setattr("anykvm.host.host_arch", lambda: "x86")
+    with pytest.raises(click.UsageError, match=r"cannot boot Debian: no VMX or SVM here.*--backend software"):
+        options.check_backend("host", "x86", debian=True)
+    options.check_backend("host", "x86", debian=False)
+    assert capsys.readouterr().err.startswith("anykvm: /dev/kvm: no VMX or SVM here")
+    options.check_backend("software", "x86", debian=True)
+    options.check_backend("host", "arm64", debian=True)
 
 
 # From here on: the real thing, gently.
@@ -192,7 +261,7 @@ def test_a_kick_before_the_run(vm: Vm) -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.skipif(host_arch() != "x86_64", reason="needs a vCPU that waits for its INIT: x86 with an in-kernel APIC")
+@pytest.mark.skipif(host_arch() != "x86", reason="needs a vCPU that waits for its INIT: x86 with an in-kernel APIC")
 def test_a_kick_from_another_thread(vm: Vm) -> None:
     vm.create_irqchip()
     with vm.create_vcpu(0), vm.create_vcpu(1) as vcpu:
@@ -208,7 +277,7 @@ def test_a_kick_from_another_thread(vm: Vm) -> None:
 
 
 @pytest.mark.kvm
-@pytest.mark.skipif(host_arch() != "x86_64", reason="needs a vCPU that waits for its INIT: x86 with an in-kernel APIC")
+@pytest.mark.skipif(host_arch() != "x86", reason="needs a vCPU that waits for its INIT: x86 with an in-kernel APIC")
 def test_a_signal_is_an_exit_and_nothing_is_restarted(vm: Vm) -> None:
     vm.create_irqchip()
     seen: list[int] = []

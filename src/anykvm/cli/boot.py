@@ -66,6 +66,7 @@ def boot(
                   124 --timeout, 130 Ctrl-C, 128+N signal N
     """
     options.check_architecture(arch)
+    options.check_backend(backend, arch, debian=kernel is None)
     config = MachineConfig(
         arch=arch,
         backend=backend,

@@ -41,6 +41,8 @@ class Offer:
     """Why it is not usable."""
     capabilities: dict[str, int] = field(default_factory=dict)
     devices: list[str] = field(default_factory=list)
+    note: str = ""
+    """What to know before using it."""
 
 
 @click.command()
@@ -65,9 +67,13 @@ def _software(arch: str) -> Offer:
 
 
 def _host() -> Offer:
-    from anykvm.host import host_arch  # noqa: PLC0415  (an architecture's name; the typed API opens the device)
+    # What the machine is; the typed API opens the device.
+    from anykvm.host import EMULATES, host_arch, virtualises  # noqa: PLC0415
 
-    return _probe("host", host_arch())
+    offer = _probe("host", host_arch())
+    if offer.usable and not virtualises():
+        offer.note = f"{EMULATES}; auto means software"
+    return offer
 
 
 def _probe(backend: str, arch: str) -> Offer:
@@ -101,4 +107,5 @@ def _describe(offer: Offer) -> str:
         return f"{head}no: {offer.reason}"
     capabilities = ", ".join(f"{name} {value}" for name, value in offer.capabilities.items() if value)
     devices = f"; {', '.join(offer.devices)}" if offer.devices else ""
-    return f"{head}yes: {capabilities}{devices}"
+    note = f"; {offer.note}" if offer.note else ""
+    return f"{head}yes: {capabilities}{devices}{note}"

@@ -66,6 +66,7 @@ def hackbench(
     boot took, and what each vCPU did.
     """
     options.check_architecture(arch)
+    options.check_backend(backend, arch, debian=True)
     started = timing.process_start()
     try:
         given = shlex.split(words)

@@ -77,6 +77,17 @@ def machine(smp: int, memory: str) -> Callable[[_F], _F]:
     return decorate
 
 
+def check_backend(backend: str, arch: str, *, debian: bool) -> None:
+    """Say that the machine's /dev/kvm is not enough for Linux, where it is not; refuse the Debian guest there."""
+    from anykvm.host import DEV_KVM, EMULATES, host_arch, probe, virtualises  # noqa: PLC0415
+
+    if backend != "host" or arch != host_arch() or virtualises() or probe() is not None:
+        return
+    if debian:
+        raise click.UsageError(f"{DEV_KVM} cannot boot Debian: {EMULATES}; choose --backend software")
+    messages.line(f"{DEV_KVM}: {EMULATES}")
+
+
 def check_architecture(arch: str) -> None:
     """Refuse an architecture there is no machine for."""
     from anykvm.api import architectures  # noqa: PLC0415  (not for --help)

@@ -24,7 +24,14 @@ _ARCHITECTURES: Final = {
     "ppc64le": "powerpc",
     "ppc64": "powerpc",
     "mips64": "mips",
+    "s390x": "s390",
+    "riscv64": "riscv",
+    "loongarch64": "loongarch",
+    "armv7l": "arm",
 }
+# Their ioctl numbers have other bits than the rest's (asm/ioctl.h), which anykvm.uapi does not know.
+_OTHER_NUMBERS: Final = ("powerpc", "mips")
+_CONTAINERS: Final = ("/.dockerenv", "/run/.containerenv", "/run/systemd/container")
 
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 _libc_ioctl: Final = _libc.ioctl
@@ -56,15 +63,34 @@ def virtualises(cpuinfo: str = "/proc/cpuinfo") -> bool:
     return "vmx" in flags or "svm" in flags
 
 
+EMULATES: Final = "no VMX or SVM here: its guests are emulated by the kernel, which is too little for Linux"
+"""What to say of a /dev/kvm where :func:`virtualises` is false."""
+
+
+def _absent() -> str:
+    """Why there may be no /dev/kvm, the likeliest reason first."""
+    if any(map(os.path.exists, _CONTAINERS)):
+        return "this container was not given it (docker run --device /dev/kvm)"
+    if not virtualises():
+        return "the CPU has no VMX or SVM, or the firmware, or the machine this one runs on, keeps it off"
+    return "this kernel has no KVM, or its module is not loaded (modprobe kvm_intel or kvm_amd on x86)"
+
+
 def probe(path: str = DEV_KVM) -> str | None:
     """Say in one line why the machine's KVM is not available, or None when it is."""
+    if host_arch() in _OTHER_NUMBERS:
+        return f"{host_arch()} hosts number their requests in another way, which anykvm does not know"
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return f"{path} is not there: this kernel has no KVM, or its module is not loaded"
-    except PermissionError:
+        return f"{path} is not there: {_absent()}"
+    except PermissionError as error:
+        if error.errno == errno.EPERM:
+            return f"{path} may not be opened: this container's device policy does not allow it"
         return f"{path} may not be opened: join the group that owns it (usually kvm), or ask for access"
     except OSError as error:
+        if error.errno in (errno.ENODEV, errno.ENXIO):
+            return f"{path} has no driver behind it ({error.strerror}): load the CPU's KVM module"
         return f"{path} cannot be opened: {error.strerror}"
     try:
         version = _libc_ioctl(fd, KVM_GET_API_VERSION, 0)

@@ -53,9 +53,11 @@ class SoftwareBackend:
         """Map a vCPU's run page, shared, or at ``offset`` KVM_DIRTY_LOG_PAGE_OFFSET pages its dirty ring.
 
         ``length`` in bytes, at most KVM_GET_VCPU_MMAP_SIZE, or the ring's size; EBADF, EINVAL, ENODEV. In a forked
-        child a vCPU of the parent is ENODEV too.
+        child the page of a parent's vCPU can be mapped: it is shared with it.
         """
         file = self._by_fd.get(fd) or self.files.find(fd)
+        if isinstance(file, InheritedFile) and file.kind == VcpuFile.kind and not offset:
+            return file.map(length)
         if not isinstance(file, VcpuFile):
             raise OSError(errno.ENODEV, f"a {file.kind} fd cannot be mapped here")
         return file.map(length, offset)
@@ -72,6 +74,9 @@ class SoftwareBackend:
 
     def close(self, fd: int) -> None:
         """Close an fd of ours; EBADF if it is not. What it refers to lives on while anything else refers to it."""
+        if self.files.is_one_of_several(fd):
+            self.services.close_fd(fd)
+            return
         file = self.files.take(fd)
         if file is None:
             raise OSError(errno.EBADF, f"{fd} is not an open file descriptor of KVM's")

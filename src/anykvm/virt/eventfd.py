@@ -73,8 +73,8 @@ class Irqfds:
         vm = self._vm
         if not vm.hooks.intc_initialized(vm):
             raise OSError(errno.EAGAIN, "the in-kernel interrupt controller is not initialised yet")
-        if not vm.hooks.irqchip_in_kernel(vm):
-            raise OSError(errno.EINVAL, "an irqfd needs an in-kernel interrupt controller")
+        if not vm.hooks.irqfd_allowed(vm, resamplefd is not None):
+            raise OSError(errno.EINVAL, "such an irqfd needs an in-kernel interrupt controller")
         services = vm.services
         with services.ladder("irqfd") as ladder, self._lock:
             ladder.acquire("irqfd", services.charge, services.free, "irqfd", 256)

@@ -8,6 +8,7 @@ which is fast, or else by the memfd behind it (st_dev, st_ino), which finds dupl
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 
 
@@ -44,6 +45,12 @@ class InheritedFile(KvmFile):
         """Refuse: the VM belongs to another process's memory."""
         raise OSError(errno.EIO, "this VM belongs to the process that forked this one")
 
+    def map(self, length: int) -> memoryview:
+        """Map the memfd: a vCPU's run page; EINVAL, ENOMEM."""
+        if not 0 < length <= os.fstat(self.fd).st_size:
+            raise OSError(errno.EINVAL, f"{length} bytes of a vCPU cannot be mapped")
+        return memoryview(mmap.mmap(self.fd, length))
+
     def release(self) -> None:
         """Leave the parent's object alone."""
 
@@ -51,11 +58,13 @@ class InheritedFile(KvmFile):
 class FileTable:
     """The fds of one backend."""
 
-    __slots__ = ("_by_fd", "_by_inode")
+    __slots__ = ("_by_fd", "_by_inode", "_duplicates")
 
     def __init__(self) -> None:
         self._by_fd: dict[int, KvmFile] = {}
         self._by_inode: dict[tuple[int, int], KvmFile] = {}
+        # The duplicates that were used, by inode. Userspace may have closed one since: look before believing it.
+        self._duplicates: dict[tuple[int, int], list[int]] = {}
 
     @property
     def by_fd(self) -> dict[int, KvmFile]:
@@ -89,10 +98,45 @@ class FileTable:
             stat = os.fstat(fd)
         except (OSError, OverflowError, TypeError):
             raise OSError(errno.EBADF, f"{fd} is not an open file descriptor") from None
-        file = self._by_inode.get((stat.st_dev, stat.st_ino))
+        inode = (stat.st_dev, stat.st_ino)
+        file = self._by_inode.get(inode)
         if file is None:
             raise OSError(errno.ENOTTY, f"file descriptor {fd} is not one of KVM's")
+        if fd not in self._duplicates.setdefault(inode, []):
+            self._duplicates[inode].append(fd)
         return file
+
+    def is_one_of_several(self, fd: int) -> bool:
+        """Whether what this fd stands for stays open when the fd is closed, since a duplicate of it was used.
+
+        A duplicate takes the fd's place then. One that was never used is not known: nothing tells of dup(2).
+        """
+        file = self._by_fd.get(fd)
+        if file is None:
+            try:
+                file = self.find(fd)
+            except OSError:
+                return False
+            self._duplicates[file.inode].remove(fd)
+            return True
+        others = self._duplicates.pop(file.inode, None)
+        alive = [other for other in others or () if self._stands_for(other, file)]
+        if not alive:
+            return False
+        del self._by_fd[fd]
+        file.fd = alive.pop(0)
+        self._by_fd[file.fd] = file
+        if alive:
+            self._duplicates[file.inode] = alive
+        return True
+
+    @staticmethod
+    def _stands_for(fd: int, file: KvmFile) -> bool:
+        try:
+            stat = os.fstat(fd)
+        except OSError:
+            return False
+        return (stat.st_dev, stat.st_ino) == file.inode
 
     def take(self, fd: int) -> KvmFile | None:
         """Take a file out of the table: whoever gets it (one caller only) releases it."""

@@ -103,6 +103,10 @@ class ArchHooks(Protocol):
         """Tell whether the interrupt controller can take interrupts yet; KVM_IRQFD gives EAGAIN before."""
         return self.irqchip_in_kernel(vm)
 
+    def irqfd_allowed(self, vm: Vm, resample: bool) -> bool:
+        """Tell whether the VM can have an irqfd, or one with a resample eventfd; EINVAL if not."""
+        return self.irqchip_in_kernel(vm)
+
     def can_set_irq_routing(self, vm: Vm) -> bool:
         """Tell whether KVM_SET_GSI_ROUTING is possible now; EINVAL if not. x86 wants its irqchip first."""
         return True

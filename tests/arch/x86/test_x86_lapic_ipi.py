@@ -167,7 +167,7 @@ def test_a_vector_of_lowest_priority_stays_where_it_is() -> None:
 def test_lowest_priority_with_all_of_them_disabled_goes_nowhere() -> None:
     _, bus, lapics = make_lapics(2, on=False)
     with bus.lock:
-        assert bus.deliver(BROADCAST, True, DM_LOWEST, 0x43, False) == 0
+        assert bus.deliver(BROADCAST, True, DM_LOWEST, 0x43, False) == -1
     assert not any(lapic.irr for lapic in lapics)
 
 

@@ -263,7 +263,7 @@ def test_what_userspace_leaves_takes_the_instructions_result(one: Rig) -> None:
 
 
 def test_fpu_there_and_back(one: Rig) -> None:
-    fpu = X.KvmFpu(fcw=0x27F, fsw=0x3800, ftwx=0x81, last_opcode=0x123, last_ip=0x1111, last_dp=0x2222, mxcsr=0x1FA0)
+    fpu = X.KvmFpu(fcw=0x27F, fsw=0x3800, ftwx=0x81, last_opcode=0x123, last_ip=0x1111, last_dp=0x2222)
     for number in range(8):
         fpu.fpr[number][:10] = list(range(number, number + 10))
     for number in range(16):
@@ -276,25 +276,30 @@ def test_fpu_there_and_back(one: Rig) -> None:
     assert area[512] == 3
 
 
-def test_reserved_bits_of_mxcsr_are_dropped_or_refused(one: Rig) -> None:
-    one.set(X.KVM_SET_FPU, X.KvmFpu(mxcsr=0x11F80))
-    assert one.get(X.KVM_GET_FPU, X.KvmFpu).mxcsr == 0x1F80
+def test_mxcsr_is_no_part_of_the_fpu_requests(one: Rig) -> None:
+    one.set(X.KVM_SET_FPU, X.KvmFpu(mxcsr=0x1FA0))
+    assert one.get(X.KVM_GET_FPU, X.KvmFpu).mxcsr == 0
+    assert one.get(X.KVM_GET_XSAVE, X.KvmXsave).region[6] == 0x1F80
+
+
+def test_reserved_bits_of_mxcsr_are_refused(one: Rig) -> None:
     area = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
     area.region[6] = 0x11F80
     assert errno_of(one.set, X.KVM_SET_XSAVE, area) == errno.EINVAL
 
 
 def test_xsave_components_that_are_not_present_are_initialised(one: Rig) -> None:
-    one.set(X.KVM_SET_FPU, X.KvmFpu(fcw=0x40, mxcsr=0x1000))
+    one.set(X.KVM_SET_FPU, X.KvmFpu(fcw=0x40))
     area = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
+    area.region[6] = 0x1000
     area.region[128] = 1
     one.set(X.KVM_SET_XSAVE, area)
-    fpu = one.get(X.KVM_GET_FPU, X.KvmFpu)
-    assert (fpu.fcw, fpu.mxcsr) == (0x40, 0x1F80)
+    after = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
+    assert (after.region[0] & 0xFFFF, after.region[6]) == (0x40, 0x1F80)
     area.region[128] = 2
     one.set(X.KVM_SET_XSAVE, area)
-    fpu = one.get(X.KVM_GET_FPU, X.KvmFpu)
-    assert (fpu.fcw, fpu.mxcsr) == (0x37F, 0x1000)
+    after = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
+    assert (after.region[0] & 0xFFFF, after.region[6]) == (0x37F, 0x1000)
 
 
 @pytest.mark.parametrize(("word", "value"), [(128, 4), (129, 1), (130, 1), (140, 1)])
@@ -308,6 +313,9 @@ def test_xcr0(one: Rig) -> None:
     xcrs = one.get(X.KVM_GET_XCRS, X.KvmXcrs)
     assert (xcrs.nr_xcrs, xcrs.xcrs[0].xcr, xcrs.xcrs[0].value) == (1, 0, 1)
     xcrs.xcrs[0].value = 3
+    # CPUID has not been set: nothing says that the guest has SSE.
+    assert errno_of(one.set, X.KVM_SET_XCRS, xcrs) == errno.EINVAL
+    one.vcpu().set_cpuid(((0xD, 0, 0, 3, 0, 0, 0),))
     one.set(X.KVM_SET_XCRS, xcrs)
     assert one.cpu().xcr0 == 3
 

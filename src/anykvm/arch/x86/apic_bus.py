@@ -188,8 +188,11 @@ class ApicBus:
             found = self.targets(dest, logical)
         if not found:
             return -1 if dest in (BROADCAST, EVERYBODY) or not self.lapics else 0
-        if mode == DM_LOWEST and dest in (BROADCAST, EVERYBODY) and not logical:
-            mode = DM_FIXED
+        if dest in (BROADCAST, EVERYBODY):
+            if mode == DM_LOWEST and not logical:
+                mode = DM_FIXED
+            if (mode == DM_LOWEST or hint) and not any(lapic.enabled for lapic in found):
+                return -1
         return self.send(found, mode, vector, level, asserted=asserted, hint=hint)
 
     def send(

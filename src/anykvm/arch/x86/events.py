@@ -32,9 +32,9 @@ def get(vcpu: X86Vcpu) -> uapi.KvmVcpuEvents:
     if vcpu.exception is not None:
         vector, error_code = vcpu.exception
         pending = vcpu.exception_payload is not None
-        # Without payloads userspace is told both: it cannot tell them apart.
+        # Without payloads userspace cannot tell them apart: a pending one is called injected too.
         events.exception.injected = not pending or not vcpu.vm.exception_payload
-        events.exception.pending = pending or not vcpu.vm.exception_payload
+        events.exception.pending = pending
         events.exception_has_payload = pending
         events.exception_payload = vcpu.exception_payload or 0
         events.exception.nr = vector

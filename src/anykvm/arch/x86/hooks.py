@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.memory import SlotChange
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from anykvm.virt.memory import MemorySlot
     from anykvm.virt.vcpu import Vcpu
     from anykvm.virt.vm import Vm
+
+MAX_GPA_BITS: Final = 52
 
 
 class X86Hooks(EngineMemory):
@@ -80,13 +82,24 @@ class X86Hooks(EngineMemory):
     # Memory.
 
     def prepare_memory_region(self, vm: Vm, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> None:
-        """Nothing is refused: a slot beyond the guest's address bits is never seen."""
+        """EINVAL beyond what page tables can name; what is beyond the guest's own address bits is never seen."""
+        if new is not None and new.gpa + new.size > 1 << MAX_GPA_BITS:
+            raise OSError(errno.EINVAL, f"a slot ends within {MAX_GPA_BITS} address bits")
 
     # Interrupts.
 
     def irqchip_in_kernel(self, vm: Vm) -> bool:
         """Whether there are local APICs in the kernel, with or without the rest."""
         return vm.arch.irqchip is not None
+
+    def intc_initialized(self, vm: Vm) -> bool:
+        """An irqchip is ready as soon as it is there; without one KVM_IRQFD is EINVAL, not EAGAIN."""
+        return True
+
+    def irqfd_allowed(self, vm: Vm, resample: bool) -> bool:
+        """Resampling needs the IOAPIC and the PICs in the kernel."""
+        chip = vm.arch.irqchip
+        return chip is not None and not (resample and chip.split)
 
     def can_set_irq_routing(self, vm: Vm) -> bool:
         """Only with an in-kernel irqchip, full or split."""

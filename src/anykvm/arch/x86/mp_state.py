@@ -20,6 +20,7 @@ _WITH_LAPIC: Final = (
     common.KVM_MP_STATE_INIT_RECEIVED,
     common.KVM_MP_STATE_HALTED,
     common.KVM_MP_STATE_SIPI_RECEIVED,
+    common.KVM_MP_STATE_AP_RESET_HOLD,
 )
 EVENT_SIPI: Final = 2
 

@@ -185,6 +185,7 @@ class X86Vcpu(HalfDone):
         if not self.live:
             cpu = self.cpu
             cpu.reset()
+            cpu.xcr0 = 1  # x87 alone, as after RESET; INIT leaves it
             connect_ring(self.vcpu, cpu)
             if self.tsc_khz:
                 cpu.tsc_khz = self.tsc_khz

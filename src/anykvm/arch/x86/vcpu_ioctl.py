@@ -93,7 +93,8 @@ def get_xcrs(vcpu: X86Vcpu, arg: int) -> int:
 def set_xcrs(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_SET_XCRS; EINVAL."""
     xcrs = vcpu.vcpu.services.read_struct(arg, uapi.KvmXcrs)
-    xsave.set_xcrs(vcpu.load(), xcrs)
+    leaf = vcpu.cpuid_leaf(0xD)
+    xsave.set_xcrs(vcpu.load(), xcrs, offered=leaf[3] if leaf is not None else 0)
     return 0
 
 
@@ -176,6 +177,11 @@ def nmi(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_NMI."""
     vcpu.nmi()
     return 0
+
+
+def smi(vcpu: X86Vcpu, arg: int) -> int:
+    """KVM_SMI: ENOTTY, as of a kernel without CONFIG_KVM_SMM."""
+    raise OSError(errno.ENOTTY, "there is no system management mode here")
 
 
 def _lapic(vcpu: X86Vcpu) -> Lapic:
@@ -300,6 +306,7 @@ IOCTLS: Final[dict[int, Callable[[X86Vcpu, int], int]]] = {
     uapi.KVM_SET_MSRS: msrs.set_msrs,
     common.KVM_INTERRUPT: interrupt,
     common.KVM_NMI: nmi,
+    uapi.KVM_SMI: smi,
     uapi.KVM_GET_LAPIC: get_lapic,
     uapi.KVM_SET_LAPIC: set_lapic,
     uapi.KVM_X86_SETUP_MCE: setup_mce,

@@ -33,22 +33,20 @@ _XMM: Final = slice(160, 416)
 
 
 def get_fpu(cpu: CpuLike) -> uapi.KvmFpu:
-    """``struct kvm_fpu``."""
+    """``struct kvm_fpu``. MXCSR is not in it, as in the kernel: ``mxcsr`` is 0."""
     fx = cpu.get_fx()
     head = fx[0:2] + fx[2:4] + fx[4:5] + bytes(1) + fx[6:8] + fx[8:16] + fx[16:24]
-    return uapi.KvmFpu.from_buffer_copy(fx[_ST] + head + fx[_XMM] + fx[_MXCSR] + bytes(4))
+    return uapi.KvmFpu.from_buffer_copy(fx[_ST] + head + fx[_XMM] + bytes(8))
 
 
 def set_fpu(cpu: CpuLike, fpu: uapi.KvmFpu) -> None:
-    """Write x87 and SSE; reserved bits of MXCSR are dropped."""
+    """Write x87 and the SSE registers; MXCSR stays as it is, as in the kernel (KVM_SET_XSAVE sets it)."""
     data = bytes(fpu)
     fx = bytearray(cpu.get_fx())
     fx[_ST] = data[:128]
     fx[_X87] = data[128:152]
     fx[5] = 0
     fx[_XMM] = data[152:408]
-    mxcsr = fpu.mxcsr & MXCSR_MASK
-    fx[_MXCSR] = mxcsr.to_bytes(4, "little")
     cpu.set_fx(bytes(fx))
 
 
@@ -94,13 +92,16 @@ def get_xcrs(cpu: CpuLike) -> uapi.KvmXcrs:
     return xcrs
 
 
-def set_xcrs(cpu: CpuLike, xcrs: uapi.KvmXcrs) -> None:
-    """Set XCR0; EINVAL for flags, too many, or a value the CPU cannot have. Other registers are ignored."""
+def set_xcrs(cpu: CpuLike, xcrs: uapi.KvmXcrs, offered: int = XCR0_SUPPORTED) -> None:
+    """Set XCR0; EINVAL for flags, too many, or a value the CPU cannot have. Other registers are ignored.
+
+    ``offered`` is what the guest's CPUID says (leaf 0xD); x87 always is.
+    """
     if xcrs.nr_xcrs > uapi.KVM_MAX_XCRS or xcrs.flags:
         raise OSError(errno.EINVAL, f"there are at most {uapi.KVM_MAX_XCRS} extended control registers, without flags")
     for entry in xcrs.xcrs[: xcrs.nr_xcrs]:
         if entry.xcr == 0:
-            if not entry.value & XFEATURE_FP or entry.value & ~XCR0_SUPPORTED:
+            if not entry.value & XFEATURE_FP or entry.value & ~(XCR0_SUPPORTED & offered | XFEATURE_FP):
                 raise OSError(errno.EINVAL, f"XCR0 cannot be {entry.value:#x}")
             cpu.xcr0 = entry.value
             return
