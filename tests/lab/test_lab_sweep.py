@@ -23,6 +23,7 @@ from anykvm.lab.sweep import pairs, replay, singles, subjects_of, sweep
 from anykvm.testing import Plan
 from anykvm.virt import create_vcpu
 from anykvm.virt.ladder import BuildStep, Ladder
+from anykvm.virt.vcpu import Vcpu
 
 
 def test_every_point_alone() -> None:
@@ -138,9 +139,20 @@ def test_a_lock_left_held(monkeypatch: pytest.MonkeyPatch) -> None:
     original: Callable[[Any], None] = create_vcpu.count
     monkeypatch.setattr(create_vcpu, "count", count)
     monkeypatch.setattr(trial.Trial, "_guests", lambda self, when: None)
-    monkeypatch.setattr(trial.Trial, "_end", lambda self, fds: self._backend.services.close())
+    monkeypatch.setattr(trial.Trial, "_end", lambda self, fds, maps: self._backend.services.close())
     monkeypatch.setattr(trial, "TRIES", 1)
     assert "left slots_lock locked" in _found("x86/none", "KVM_CREATE_VCPU#1/memory:vcpu=ENOMEM")
+
+
+def test_a_mapping_that_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def free(self: Vcpu) -> None:
+        kept.append(self.page)
+        original(self)
+
+    kept: list[memoryview] = []
+    original = Vcpu.free_run_page
+    monkeypatch.setattr(Vcpu, "free_run_page", free)
+    assert "mappings of KVM's files are still there" in _found("x86/none", "KVM_CREATE_VCPU#1/memory:vcpu=ENOMEM")
 
 
 def test_a_swallowed_failure(monkeypatch: pytest.MonkeyPatch) -> None:

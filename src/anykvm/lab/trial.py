@@ -58,7 +58,7 @@ class Trial:
 
     def run(self) -> Verdict:
         """Live the history."""
-        fds = open_fds()
+        fds, maps = open_fds(), _mapped()
         try:
             for op in self._subject.ops:
                 if not self._do(op):
@@ -67,7 +67,7 @@ class Trial:
                 self._guests("at the end")
         except (OSError, AssertionError, RuntimeError, KeyError, LookupError) as failure:
             self._find(f"the history ended with {type(failure).__name__}: {failure}")
-        self._end(fds)
+        self._end(fds, maps)
         self.points = list(self._injector.points)
         self._verdict.fired = [str(point.fault) for point in self._injector.fired]
         self._later()
@@ -138,7 +138,7 @@ class Trial:
             if wrong:
                 self._find(f"{when} {wrong}")
 
-    def _end(self, fds: frozenset[int]) -> None:
+    def _end(self, fds: frozenset[int], maps: int) -> None:
         try:
             self._life.close()
             self._backend.close_all()
@@ -147,11 +147,13 @@ class Trial:
         left = difference({}, self._ledger.held())
         if left:
             self._find(f"after everything was closed there is still {left}")
-        if open_fds() != fds:
+        if open_fds() != fds or _mapped() != maps:
             gc.collect()
         if extra := open_fds() - fds:
             links = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in extra)
             self._find(f"{len(extra)} file descriptors are still open: {', '.join(links)}")
+        if (more := _mapped() - maps) > 0:
+            self._find(f"{more} mappings of KVM's files are still there")
         self._backend.services.close()
         try:
             self._life.memory.close()
@@ -169,6 +171,12 @@ class Trial:
                 seen = True
             elif seen and (point.request, point.call) == (first.request, first.call):
                 self._verdict.later.extend(map(str, point.faults()))
+
+
+def _mapped() -> int:
+    """How many mappings of KVM's files this process has."""
+    with open("/proc/self/maps") as maps:
+        return maps.read().count("memfd:kvm")
 
 
 def subject_of(name: str) -> Subject:
