@@ -18,6 +18,7 @@ from anykvm.arch.arm64.vm import Arm64Vm
 from anykvm.arch.x86.lapic import Lapic
 from anykvm.uapi import requests as rq
 from anykvm.virt import create_vcpu as cv
+from anykvm.virt import dirty_ring
 from anykvm.virt import vm as vm_module
 from anykvm.virt.ladder import Ladder
 from anykvm.virt.vcpu import Vcpu, VcpuFile
@@ -43,7 +44,11 @@ def create_vcpu(vm: Vm, vcpu_id: int, bug: str) -> int:
             ladder.step("created_vcpus", cv.count, None if bug == "no decrement" else cv.uncount, vm)
         vcpu = ladder.acquire("vcpu struct", Vcpu, Vcpu.free, vm, vcpu_id, ladder)
         ladder.step("run page", vcpu.alloc_run_page, vcpu.free_run_page)
+        if vm.dirty_ring_size:
+            ladder.push("dirty ring", vcpu.free_dirty_ring)
         cv.create_arch(vcpu)
+        if vm.dirty_ring_size:
+            vcpu.alloc_dirty_ring()
         if bug == "duplicate check outside the lock" and vm.get_vcpu_by_id(vcpu_id) is not None:
             raise OSError(errno.EEXIST, "id")
         with vm.lock, ladder.guard():
@@ -141,6 +146,33 @@ def vm_before_vcpus(patch: Patch) -> None:
     patch.setattr(Ladder, "push", push)
 
 
+def ring_freed_first(patch: Patch) -> None:
+    """The dirty ring is freed before the architecture's part, which may still dirty pages."""
+    real = cv.create_arch
+
+    def create_arch(vcpu: Vcpu) -> None:
+        real(vcpu)
+        steps = vcpu.ladder._steps
+        ring = next((at for at, step in enumerate(steps) if step.name == "dirty ring"), None)
+        if ring is not None:
+            steps.append(steps.pop(ring))
+
+    patch.setattr(cv, "create_arch", create_arch)
+
+
+def rings_unlocked(patch: Patch) -> None:
+    """Dirty rings are enabled without the VM's lock: between the look at created_vcpus and the size is a moment."""
+
+    def enable(vm: Vm, size: int) -> int:
+        if vm.created_vcpus or vm.dirty_ring_size:
+            raise OSError(errno.EINVAL, "late")
+        vm.services.publish("dirty ring size")
+        vm.dirty_ring_size = size
+        return 0
+
+    patch.setattr(dirty_ring, "enable", enable)
+
+
 def lookup_past_online(patch: Patch) -> None:
     """vCPUs are found as soon as they are in the array."""
 
@@ -232,6 +264,8 @@ SEEDED: Final = (
     Seeded("online before the fd", in_create("online before the fd"), "x86", "no-fd"),
     Seeded("teardown order, arm64 (PowerPC's use-after-free, 2020)", timers_freed_first, "arm64", "same-id"),
     Seeded("teardown order, x86 (PowerPC's use-after-free, 2020)", lapic_timer_freed_first, "x86", "message"),
+    Seeded("dirty ring freed before the architecture's part (2023)", ring_freed_first, "x86", "dirty-ring-reset"),
+    Seeded("dirty rings enabled without the lock", rings_unlocked, "arm64", "dirty-ring"),
     Seeded("VM freed before its vCPUs (2025)", vm_before_vcpus, "x86", "vm-close"),
     Seeded("precreate outside the lock (2022)", in_create("precreate outside the lock"), "arm64", "gic-init"),
     Seeded("created_vcpus not decremented", in_create("no decrement"), "x86", "same-id"),

@@ -118,6 +118,9 @@ def _watched(kind: Any) -> Any:
         vm = vcpu.vm
         if any(other is vcpu for other in vm.vcpu_array[: vm.online_vcpus]):
             self.scheduler.fail(f"vCPU {vcpu.vcpu_id} is destroyed while it can be found")
+        # It was inserted, so it had one.
+        if vcpu.vcpu_idx >= 0 and vm.dirty_ring_size and vcpu.dirty_ring is None:
+            self.scheduler.fail("the dirty ring is freed before the architecture's part, which may still dirty pages")
         kind.vcpu_destroy(self, vcpu)
 
     def vm_destroy(self: Any, vm: Vm) -> None:

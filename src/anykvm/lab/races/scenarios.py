@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 from collections.abc import Callable
 from typing import Final
 
+from anykvm.uapi import caps
 from anykvm.uapi import requests as rq
 from anykvm.uapi.constants import KVM_MEM_LOG_DIRTY_PAGES
 from anykvm.uapi.structs import KvmDirtyLog, KvmMpState, KvmUserspaceMemoryRegion
 
 from . import scenarios_arm64, scenarios_x86
 from .scenario import Outcome, Scenario
-from .world import OK, World
+from .world import OK, GuestPage, World
 
 NO_FD: Final = ("EBADF", "ENOTTY")
 """What an fd answers that is not KVM's yet, or not any more: while its memfd is open that is ENOTTY here."""
 _REQUEST: Final = 9
-_PAGES: Final = mmap.mmap(-1, 4096)
-_PAGES_AT: Final = ctypes.addressof(ctypes.c_char.from_buffer(_PAGES))
+_PAGE: Final = GuestPage.holding(b"")
 
 
 def _create(vcpu_id: int) -> Callable[[World], str]:
@@ -134,12 +133,11 @@ def _used_or_closed(answer: str) -> bool:
 
 
 def _add_slot(world: World) -> str:
-    region = KvmUserspaceMemoryRegion(0, KVM_MEM_LOG_DIRTY_PAGES, 0x10000, 4096, _PAGES_AT)
-    return world.try_ioctl(world.fd, rq.KVM_SET_USER_MEMORY_REGION, region)
+    return world.set_slot(0x10000, _PAGE, KVM_MEM_LOG_DIRTY_PAGES)
 
 
 def _drop_slot(world: World) -> str:
-    region = KvmUserspaceMemoryRegion(0, 0, 0x10000, 0, _PAGES_AT)
+    region = KvmUserspaceMemoryRegion(0, 0, 0x10000, 0, _PAGE.address)
     return world.try_ioctl(world.fd, rq.KVM_SET_USER_MEMORY_REGION, region)
 
 
@@ -149,6 +147,33 @@ def _read_log(world: World) -> str:
     log = KvmDirtyLog(slot=0)
     log.dirty_bitmap = ctypes.addressof(bitmap)
     return world.try_ioctl(world.fd, rq.KVM_GET_DIRTY_LOG, log)
+
+
+# Dirty rings.
+
+
+def _enable_rings(world: World) -> str:
+    return world.enable_cap(caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL, 4096)
+
+
+def _reset_rings(world: World) -> str:
+    return world.try_ioctl(world.fd, rq.KVM_RESET_DIRTY_RINGS)
+
+
+def _rings_and_vcpu(world: World) -> None:
+    _enable_rings(world)
+    world.create_vcpu(0)
+
+
+def _rings_and_no_memory(world: World) -> None:
+    _enable_rings(world)
+    world.refuse_first_task(errno.ENOMEM, "dirty ring counts")
+
+
+def _rings(world: World) -> str | None:
+    """Every vCPU has a ring if the VM has them, and none if not."""
+    wrong = [vcpu.vcpu_id for vcpu in world.vm.vcpus() if (vcpu.dirty_ring is None) != (world.vm.dirty_ring_size == 0)]
+    return f"vCPUs {wrong} and the VM disagree on whether there are dirty rings" if wrong else None
 
 
 COMMON: Final = (
@@ -230,6 +255,29 @@ COMMON: Final = (
         {"use vCPU 0": _use_vcpu, "close vCPU 0": _close_vcpu, "close the VM": _close_vm},
         lambda outcome: _used_or_closed(outcome[0]) and outcome[1:] == (OK, OK),
         prepare=_one_vcpu,
+    ),
+    Scenario(
+        "dirty-ring",
+        "KVM_CREATE_VCPU, and enabling KVM_CAP_DIRTY_LOG_RING_ACQ_REL",
+        {"create 0": _create(0), "enable the rings": _enable_rings},
+        lambda outcome: outcome[0] == OK and outcome[1] in (OK, "EINVAL"),
+        after=_rings,
+    ),
+    Scenario(
+        "dirty-ring-reset",
+        "KVM_CREATE_VCPU with a dirty ring, and KVM_RESET_DIRTY_RINGS",
+        {"create 1": _create(1), "reset the rings": _reset_rings},
+        lambda outcome: outcome == (OK, OK),
+        prepare=_rings_and_vcpu,
+        after=_rings,
+    ),
+    Scenario(
+        "dirty-ring-no-memory",
+        "a KVM_CREATE_VCPU that gets no memory for its dirty ring, and another one of its id",
+        {"create 0": _create(0), "create 0 too": _create(0)},
+        lambda outcome: outcome == ("ENOMEM", OK),
+        prepare=_rings_and_no_memory,
+        after=_rings,
     ),
     Scenario(
         "slots",

@@ -10,10 +10,11 @@ from typing import Final
 from anykvm.uapi import arm64 as uapi
 from anykvm.uapi import common
 from anykvm.uapi import requests as rq
+from anykvm.uapi.constants import KVM_MEM_LOG_DIRTY_PAGES
 from anykvm.uapi.structs import KvmCreateDevice, KvmDeviceAttr, KvmIrqLevel
 
 from .scenario import Scenario
-from .world import OK, World
+from .world import OK, GuestPage, World
 
 _DIST: Final = 0x08000000
 _REDIST: Final = 0x080A0000
@@ -103,7 +104,28 @@ def _drive_line(world: World) -> str:
     return world.try_ioctl(world.fd, rq.KVM_IRQ_LINE, KvmIrqLevel(irq=irq, level=1))
 
 
+_STORE: Final = GuestPage.holding(bytes.fromhex("0100a2d2 200000b9"))
+"""mov x1, #0x10000000; str w0, [x1]: a write where there is no memory."""
+
+
+def _storing(world: World) -> None:
+    world.create_vcpu(0)
+    world.set_slot(0, _STORE, 0)
+    world.try_ioctl(world.fds[0], uapi.KVM_ARM_VCPU_INIT, uapi.KvmVcpuInit(uapi.KVM_ARM_TARGET_GENERIC_V8))
+
+
 SCENARIOS: Final = (
+    Scenario(
+        "run-and-log",
+        "KVM_RUN of a guest, a change of its memory slot's flags, and requests to all vCPUs",
+        {
+            "run": lambda world: world.run_guest(0),
+            "log": lambda world: world.set_slot(0, _STORE, KVM_MEM_LOG_DIRTY_PAGES),
+            "kick": lambda world: world.kick_all(),
+        },
+        lambda outcome: outcome == (f"exit {common.KVM_EXIT_MMIO}", OK, OK),
+        prepare=_storing,
+    ),
     Scenario(
         "irq-line",
         "KVM_CREATE_VCPU, and KVM_IRQ_LINE of the vCPU with the next index",

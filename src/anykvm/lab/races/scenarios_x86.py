@@ -7,10 +7,12 @@ from typing import Final
 
 from anykvm.uapi import caps
 from anykvm.uapi import requests as rq
+from anykvm.uapi.constants import KVM_MEM_LOG_DIRTY_PAGES
+from anykvm.uapi.exits import KVM_EXIT_HLT
 from anykvm.uapi.structs import KvmMsi
 
 from .scenario import Scenario
-from .world import OK, World
+from .world import OK, GuestPage, World
 
 _EVERYBODY: Final = 0xFEE00000 | 0xFF << 12
 _AS_NMI: Final = 4 << 8
@@ -58,7 +60,28 @@ def _one_bsp(world: World) -> str | None:
     return f"vCPUs {wrong} and the VM disagree on who boots" if wrong else None
 
 
+_RESET_PAGE: Final = 0xFFFFF000
+_HALT: Final = GuestPage.holding(b"\xf4", 0xFF0)
+"""HLT at the reset vector."""
+
+
+def _halting(world: World) -> None:
+    world.create_vcpu(0)
+    world.set_slot(_RESET_PAGE, _HALT, 0)
+
+
 SCENARIOS: Final = (
+    Scenario(
+        "run-and-log",
+        "KVM_RUN of a guest, a change of its memory slot's flags, and requests to all vCPUs",
+        {
+            "run": lambda world: world.run_guest(0),
+            "log": lambda world: world.set_slot(_RESET_PAGE, _HALT, KVM_MEM_LOG_DIRTY_PAGES),
+            "kick": lambda world: world.kick_all(),
+        },
+        lambda outcome: outcome == (f"exit {KVM_EXIT_HLT}", OK, OK),
+        prepare=_halting,
+    ),
     Scenario(
         "irqchip",
         "KVM_CREATE_VCPU and KVM_CREATE_IRQCHIP",

@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 from collections.abc import Callable
+from ctypes import sizeof
 from functools import cache
 from typing import Any, Final
 
 from anykvm.arch import interface
 from anykvm.uapi import requests as rq
 from anykvm.uapi.run import KvmRun
-from anykvm.uapi.structs import KvmEnableCap
+from anykvm.uapi.structs import KvmEnableCap, KvmUserspaceMemoryRegion
 from anykvm.virt.backend import SoftwareBackend
 from anykvm.virt.hooks import ArchHooks
 from anykvm.virt.vcpu import Vcpu, VcpuFile
@@ -25,6 +27,7 @@ from .track import Recorder
 
 OK = "ok"
 _TOLD: Final = "told"
+_REQUEST: Final = 9
 _IMMEDIATE_EXIT: Final = KvmRun.immediate_exit.offset
 
 
@@ -63,6 +66,20 @@ class ScheduledBackend(SoftwareBackend):
         """As the backend does."""
         self._look_up()
         return super().mmap(fd, length, offset)
+
+
+class GuestPage(mmap.mmap):
+    """A page of guest memory, with this program at ``offset``; made once, since its address is what counts."""
+
+    address: int
+
+    @classmethod
+    def holding(cls, program: bytes, offset: int = 0) -> GuestPage:
+        """Make it."""
+        page = cls(-1, mmap.PAGESIZE)
+        page[offset : offset + len(program)] = program
+        page.address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+        return page
 
 
 class World:
@@ -166,6 +183,19 @@ class World:
             return _named(refusal)
         return self.try_ioctl(fd, rq.KVM_RUN)
 
+    def run_guest(self, vcpu_id: int) -> str:
+        """KVM_RUN on a vCPU userspace was told of; tells the exit reason's number, or the errno."""
+        fd = self.fds[vcpu_id]
+        answer = self.try_ioctl(fd, rq.KVM_RUN)
+        if answer != OK:
+            return answer
+        return f"exit {KvmRun.from_buffer_copy(self.backend.mmap(fd, sizeof(KvmRun))).exit_reason}"
+
+    def set_slot(self, base: int, page: GuestPage, flags: int) -> str:
+        """KVM_SET_USER_MEMORY_REGION of slot 0: one page."""
+        region = KvmUserspaceMemoryRegion(0, flags, base, len(page), page.address)
+        return self.try_ioctl(self.fd, rq.KVM_SET_USER_MEMORY_REGION, region)
+
     # The kernel's side.
 
     def refuse_first_task(self, code: int, *names: str) -> None:
@@ -176,6 +206,11 @@ class World:
             return code if current is not None and current.number == 0 and name in names else 0
 
         self.services.refuse = refuse
+
+    def kick_all(self) -> str:
+        """What kernel code does that wants something of every vCPU."""
+        self.vm.make_all_request(_REQUEST)
+        return OK
 
     def pause(self, what: str) -> None:
         """A point of the scenario's own."""
