@@ -111,13 +111,16 @@ def programs(draw: st.DrawFn) -> Program:
             steps += [("unlock", mutex) for mutex in reversed(mutexes)]
             if draw(st.integers(0, 4)) == 0:
                 steps.append(("try", draw(st.integers(0, 1))))
+        if made and sum(map(len, made)) + len(steps) > 8:
+            # Few enough orders to run them all.
+            steps = [draw(st.sampled_from([("read", 0), ("write", 1), ("try", 0)]))]
         made.append(steps)
     return made
 
 
 # Without the phase that explains: it traces every line, ten times slower.
 @settings(max_examples=25, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink))
-@given(programs().filter(lambda program: sum(map(len, program)) <= 7))
+@given(programs())
 def test_a_program_ends_in_the_same_ways(program: Program) -> None:
     ends, number = every(program)
     found, whole, _ = reduced_ends(program)
