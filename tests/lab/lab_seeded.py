@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import pytest
 
+from anykvm.arch.arm64 import vcpu as arm64_vcpu
 from anykvm.arch.arm64.vcpu import Arm64Vcpu
 from anykvm.arch.arm64.vm import Arm64Vm
 from anykvm.arch.x86.lapic import Lapic
@@ -20,7 +21,7 @@ from anykvm.uapi import requests as rq
 from anykvm.virt import create_vcpu as cv
 from anykvm.virt import dirty_ring
 from anykvm.virt import vm as vm_module
-from anykvm.virt.ladder import Ladder
+from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.vcpu import Vcpu, VcpuFile
 from anykvm.virt.vm import Vm
 
@@ -94,32 +95,36 @@ def in_create(bug: str) -> Callable[[Patch], None]:
     return seed
 
 
+def instead(patch: Patch, name: str, build: Callable[[Any, Ladder], None]) -> None:
+    """Build one step of arm64's ladder in another way."""
+    steps = tuple(BuildStep(name, build) if step.name == name else step for step in arm64_vcpu._STEPS)
+    patch.setattr(arm64_vcpu, "_STEPS", steps)
+
+
 def redistributor(patch: Patch) -> None:
     """The GIC's part is built before something that can fail, and not taken back when that fails."""
     init = Arm64Vm.vgic_vcpu_init
-    timers = Arm64Vcpu._build_timers
 
-    def build_timers(self: Any, ladder: Ladder) -> None:
-        init(self.vm, self)
-        timers(self, ladder)
+    def build_timers(arch: Arm64Vcpu, ladder: Ladder) -> None:
+        init(arch.vm, arch)
+        arch._build_timers(ladder)
 
-    patch.setattr(Arm64Vcpu, "_build_timers", build_timers)
+    instead(patch, "timers", build_timers)
     patch.setattr(Arm64Vm, "vgic_vcpu_init", lambda self, vcpu: None)
 
 
 def timers_freed_first(patch: Patch) -> None:
     """Teardown frees the timers, and then stops them: the PowerPC use-after-free's order."""
-    real = Arm64Vcpu._build_timers
 
-    def build_timers(self: Any, ladder: Ladder) -> None:
-        ladder.push("timer stop", lambda: self.timers.stop())
+    def build_timers(arch: Arm64Vcpu, ladder: Ladder) -> None:
+        ladder.push("timer stop", lambda: arch.timers.stop())
         inner = Ladder()
-        real(self, inner)
+        arch._build_timers(inner)
         inner.drop("timer stop")
         for step in inner._steps:
             ladder.push(step.name, step.undo, *step.args)
 
-    patch.setattr(Arm64Vcpu, "_build_timers", build_timers)
+    instead(patch, "timers", build_timers)
 
 
 def lapic_timer_freed_first(patch: Patch) -> None:
