@@ -21,6 +21,7 @@ from anykvm.uapi import requests as rq
 from anykvm.virt import create_vcpu as cv
 from anykvm.virt import dirty_ring
 from anykvm.virt import vm as vm_module
+from anykvm.virt.handles import FileTable, KvmFile
 from anykvm.virt.ladder import BuildStep, Ladder
 from anykvm.virt.vcpu import Vcpu, VcpuFile
 from anykvm.virt.vm import Vm
@@ -178,6 +179,19 @@ def rings_unlocked(patch: Patch) -> None:
     patch.setattr(dirty_ring, "enable", enable)
 
 
+def its_own_duplicate(patch: Patch) -> None:
+    """An fd that is installed between two looks for it is taken for a duplicate of itself, and closing leaves it."""
+    real = FileTable.find
+
+    def find(self: FileTable, fd: int) -> KvmFile:
+        file = real(self, fd)
+        if fd not in self._duplicates.setdefault(file.inode, []):
+            self._duplicates[file.inode].append(fd)
+        return file
+
+    patch.setattr(FileTable, "find", find)
+
+
 def lookup_past_online(patch: Patch) -> None:
     """vCPUs are found as soon as they are in the array."""
 
@@ -271,6 +285,7 @@ SEEDED: Final = (
     Seeded("teardown order, x86 (PowerPC's use-after-free, 2020)", lapic_timer_freed_first, "x86", "message"),
     Seeded("dirty ring freed before the architecture's part (2023)", ring_freed_first, "x86", "dirty-ring-reset"),
     Seeded("dirty rings enabled without the lock", rings_unlocked, "arm64", "dirty-ring"),
+    Seeded("an fd taken for its own duplicate", its_own_duplicate, "x86", "guessed-fd"),
     Seeded("VM freed before its vCPUs (2025)", vm_before_vcpus, "x86", "vm-close"),
     Seeded("precreate outside the lock (2022)", in_create("precreate outside the lock"), "arm64", "gic-init"),
     Seeded("created_vcpus not decremented", in_create("no decrement"), "x86", "same-id"),

@@ -102,7 +102,8 @@ class FileTable:
         file = self._by_inode.get(inode)
         if file is None:
             raise OSError(errno.ENOTTY, f"file descriptor {fd} is not one of KVM's")
-        if fd not in self._duplicates.setdefault(inode, []):
+        # It may have been installed since whoever asks looked for its number: then it is no duplicate.
+        if file.fd != fd and fd not in self._duplicates.setdefault(inode, []):
             self._duplicates[inode].append(fd)
         return file
 

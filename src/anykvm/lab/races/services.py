@@ -192,6 +192,14 @@ class ScheduledFiles(FileTable):
             self._scheduler.recorder.write(FILES)
         self._scheduler.point(("installed", f"{file.kind} fd"))
 
+    def find(self, fd: int) -> KvmFile:
+        """As the table does: for an fd that was not there a moment ago."""
+        self._scheduler.point(("find", "fd"))
+        if self._scheduler.recorder is not None:
+            self._scheduler.recorder.read(FILES)
+            self._scheduler.recorder.read(FDS)
+        return super().find(fd)
+
     def take(self, fd: int) -> KvmFile | None:
         """As the table does."""
         self._scheduler.point(("take", "fd"))

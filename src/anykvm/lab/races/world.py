@@ -97,7 +97,7 @@ class World:
         self.kvm = self.backend.open()
         self.before = self.services.ledger()
         self.fd: int = self.backend.ioctl(self.kvm, rq.KVM_CREATE_VM, 0)
-        file = self.backend.files.find(self.fd)
+        file = self.backend.files.by_fd[self.fd]
         assert isinstance(file, VmFile)
         self.vm: Vm = file.vm
         self._fds: dict[int, int] = {}
@@ -218,7 +218,7 @@ class World:
 
     def vcpu(self, vcpu_id: int) -> Vcpu:
         """A vCPU userspace was told of."""
-        file = self.backend.files.find(self.fds[vcpu_id])
+        file = self.backend.files.by_fd[self.fds[vcpu_id]]
         assert isinstance(file, VcpuFile)
         return file.vcpu
 
