@@ -67,7 +67,7 @@ def other_operation(draw: Draw, vm: str, vcpu: str) -> list[Operation]:
         ]
         return [["fork", inner]]
     if choice == 10:
-        return [["map", draw(pick([vm, vcpu, "sys"])), draw(pick([PAGE, 3 * PAGE, 64 * PAGE]))]]
+        return [["map", draw(pick([vm, vcpu, "sys"])), draw(pick([PAGE, 3 * PAGE]))]]
     if choice == 11:
         field, value = draw(
             pick([("immediate_exit", 1), ("immediate_exit", 0), ("request_interrupt_window", 1), ("cr8", 3)])

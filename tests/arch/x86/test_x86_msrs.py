@@ -108,7 +108,7 @@ def test_an_address_is_canonical(one: Rig, index: int) -> None:
 
 CASES = [
     (X.MSR_IA32_MISC_ENABLE, 1, [0, 9], []),
-    (X.MSR_IA32_MCG_STATUS, 0, [7, 15], [16, ALL]),
+    (X.MSR_IA32_MCG_STATUS, 0, [7, 16, ALL], []),
     (X.MSR_IA32_MCG_CTL, 0, [0, ALL], [1]),
     (X.MSR_IA32_DEBUGCTLMSR, 0, [1, 3], [4, ALL]),
     (X.MSR_MISC_FEATURES_ENABLES, 0, [0], [1]),

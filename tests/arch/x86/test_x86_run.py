@@ -372,7 +372,7 @@ def test_userspace_may_refuse_one(one: Rig, event: tuple[int, ...]) -> None:
 
 def test_only_the_reasons_asked_for_exit(one: Rig) -> None:
     one.enable(C.KVM_CAP_X86_USER_SPACE_MSR, X.KVM_MSR_EXIT_REASON_INVAL)
-    page = one.run((Event.MSR_READ, 0xDEAD), (Event.MSR_WRITE, X.MSR_IA32_MCG_STATUS, 0, 0x100))
+    page = one.run((Event.MSR_READ, 0xDEAD), (Event.MSR_WRITE, X.MSR_K7_HWCR, 0, 0x1))
     assert page.exit_reason == C.KVM_EXIT_X86_WRMSR
     assert struct.unpack_from("<I", one.bytes(), 40)[0] == X.KVM_MSR_EXIT_REASON_INVAL
     assert one.cpu().log == [GP]

@@ -29,7 +29,6 @@ MCG_SER_P: Final = 1 << 24
 MCG_CMCI_P: Final = 1 << 10
 MCE_CAP_SUPPORTED: Final = MCG_CTL_P | MCG_SER_P | MCG_CMCI_P
 """KVM_X86_GET_MCE_CAP_SUPPORTED, without the number of banks."""
-MCG_STATUS_MASK: Final = 0xF
 MISC_ENABLE_FAST_STRING: Final = 1
 UCODE_REV: Final = 0x100000000
 ARCH_CAPABILITIES: Final = sum(1 << bit for bit in (0, 3, 4, 5, 6, 8, 13, 14, 15, 20, 24, 26, 27, 62))
@@ -256,7 +255,7 @@ TABLE: Final[dict[int, tuple[Getter, Setter]]] = {
     **dict(
         (
             (uapi.MSR_IA32_MISC_ENABLE, (_misc_enable, _set_misc_enable)),
-            _kept(uapi.MSR_IA32_MCG_STATUS, 0, MCG_STATUS_MASK),
+            _kept(uapi.MSR_IA32_MCG_STATUS, 0, U64),
             _kept(uapi.MSR_IA32_DEBUGCTLMSR, 0, 0x3),
             _kept(uapi.MSR_MISC_FEATURES_ENABLES, 0, 0),
             _kept(uapi.MSR_K7_HWCR, 0, HWCR_MC_STATUS_WR_EN | HWCR_TSC_FREQ_SEL),
