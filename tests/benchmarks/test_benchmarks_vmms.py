@@ -126,7 +126,8 @@ def test_x86_guests_are_beside_qemus_microvm(load: Load) -> None:
     ours = Anykvm().command(load)
     assert ours[1:3] == ["boot", "x86"]
     assert qemu[qemu.index("-M") + 1].startswith("microvm")
-    assert qemu[-1] == f"console=ttyS0 panic=-1 {ours[-1]}"
+    assert qemu[-1].startswith("console=ttyS0 panic=-1 ")
+    assert qemu[-1].endswith(f" {ours[-1]}")
 
 
 def test_a_guest_of_microvm_that_hangs_gets_another_try(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +142,7 @@ def test_a_guest_of_microvm_that_hangs_gets_another_try(load: Load, monkeypatch:
 
     monkeypatch.setattr(vmms, "run", hang)
     assert run_guest(Qemu("/usr/bin/qemu-system-x86_64", "x86"), load).transcript.results
-    assert tries == [60.0, 60.0, 300.0]
+    assert tries == [30.0, 30.0, 300.0]
     tries[:] = []
     with pytest.raises(Hung):
         run_guest(Qemu("/usr/bin/qemu-system-aarch64"), load)
