@@ -100,10 +100,21 @@ def test_the_engines_own(one: Rig, index: int) -> None:
     assert one.get_msr(index) == 0x1234
 
 
-@pytest.mark.parametrize("index", [X.MSR_LSTAR, X.MSR_GS_BASE, X.MSR_KERNEL_GS_BASE, X.MSR_IA32_SYSENTER_EIP])
+@pytest.mark.parametrize("index", [X.MSR_LSTAR, X.MSR_GS_BASE, X.MSR_KERNEL_GS_BASE])
 def test_an_address_is_canonical(one: Rig, index: int) -> None:
     assert not one.set_msr(index, 1 << 47)
     assert one.set_msr(index, ALL - (1 << 47) + 1)
+
+
+@pytest.mark.parametrize("index", [X.MSR_IA32_SYSENTER_ESP, X.MSR_IA32_SYSENTER_EIP])
+def test_an_address_is_made_canonical(one: Rig, index: int) -> None:
+    assert one.set_msr(index, 1 << 47)
+    assert one.get_msr(index) == ALL - (1 << 47) + 1
+
+
+def test_the_upper_half_of_tsc_aux(one: Rig) -> None:
+    assert not one.set_msr(X.MSR_TSC_AUX, 1 << 32)
+    assert one.set_msr(X.MSR_TSC_AUX, 0xFFFFFFFF)
 
 
 CASES = [

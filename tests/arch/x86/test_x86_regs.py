@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from x86_fake import Rig, errno_of
 
-from anykvm.arch.x86 import sregs
+from anykvm.arch.x86 import inject, sregs
 from anykvm.engine import Event
 from anykvm.uapi import common as C
 from anykvm.uapi import x86 as X
@@ -32,8 +32,11 @@ def test_after_reset(one: Rig) -> None:
     assert (regs.rip, regs.rflags, regs.rdx, regs.rax) == (0xFFF0, 2, 0x600, 0)
 
 
-def test_rdx_is_the_signature_cpuid_gives(one: Rig) -> None:
+def test_rdx_after_init_is_the_signature_cpuid_gives(one: Rig) -> None:
+    """A vCPU is reset when it is made, and has no CPUID then."""
     one.vcpu().set_cpuid(((1, 0, 0, 0x306C4, 0, 0, 0),))
+    assert one.get(X.KVM_GET_REGS, X.KvmRegs).rdx == 0x600
+    inject.init(one.vcpu())
     assert one.get(X.KVM_GET_REGS, X.KvmRegs).rdx == 0x306C4
 
 
@@ -276,14 +279,17 @@ def test_fpu_there_and_back(one: Rig) -> None:
     assert area[512] == 3
 
 
-def test_mxcsr_is_no_part_of_the_fpu_requests(one: Rig) -> None:
-    one.set(X.KVM_SET_FPU, X.KvmFpu(mxcsr=0x1FA0))
+def test_mxcsr_is_xsaves_alone(one: Rig) -> None:
+    """The kernel neither fills it in nor takes it in its FPU requests."""
+    one.set(X.KVM_SET_FPU, X.KvmFpu(fcw=0x37F, mxcsr=0x1FA0))
     assert one.get(X.KVM_GET_FPU, X.KvmFpu).mxcsr == 0
-    assert one.get(X.KVM_GET_XSAVE, X.KvmXsave).region[6] == 0x1F80
-
-
-def test_reserved_bits_of_mxcsr_are_refused(one: Rig) -> None:
     area = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
+    assert area.region[6] == 0x1F80
+    assert area.region[128] == 0  # nothing is there but initial states
+    area.region[6], area.region[128] = 0x1FA0, 2
+    one.set(X.KVM_SET_XSAVE, area)
+    found = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
+    assert (found.region[6], found.region[128]) == (0x1FA0, 2)
     area.region[6] = 0x11F80
     assert errno_of(one.set, X.KVM_SET_XSAVE, area) == errno.EINVAL
 
@@ -294,12 +300,12 @@ def test_xsave_components_that_are_not_present_are_initialised(one: Rig) -> None
     area.region[6] = 0x1000
     area.region[128] = 1
     one.set(X.KVM_SET_XSAVE, area)
-    after = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
-    assert (after.region[0] & 0xFFFF, after.region[6]) == (0x40, 0x1F80)
+    found = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
+    assert (found.region[0], found.region[6]) == (0x40, 0x1F80)
     area.region[128] = 2
     one.set(X.KVM_SET_XSAVE, area)
-    after = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
-    assert (after.region[0] & 0xFFFF, after.region[6]) == (0x37F, 0x1000)
+    found = one.get(X.KVM_GET_XSAVE, X.KvmXsave)
+    assert (found.region[0], found.region[6]) == (0x37F, 0x1000)
 
 
 @pytest.mark.parametrize(("word", "value"), [(128, 4), (129, 1), (130, 1), (140, 1)])

@@ -45,6 +45,7 @@ def get(vcpu: X86Vcpu) -> uapi.KvmVcpuEvents:
         events.interrupt.nr = vcpu.injected_irq
     # The engine has one shadow for both.
     events.interrupt.shadow = uapi.KVM_X86_SHADOW_INT_STI if cpu.shadow else 0
+    events.nmi.injected = vcpu.nmi_injected
     events.nmi.pending = vcpu.nmi_pending
     events.nmi.masked = bool(cpu.nmi_masked)
     if vcpu.vm.exception_payload:
@@ -97,8 +98,7 @@ def set_(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
         cpu.shadow = bool(events.interrupt.shadow & _SHADOWS)
     if events.flags & uapi.KVM_VCPUEVENT_VALID_NMI_PENDING:
         vcpu.nmi_pending = bool(events.nmi.pending)
-    if events.nmi.injected:
-        vcpu.nmi_pending = True
+    vcpu.nmi_injected = bool(events.nmi.injected)
     cpu.nmi_masked = bool(events.nmi.masked)
     if events.flags & uapi.KVM_VCPUEVENT_VALID_SIPI_VECTOR and vcpu.lapic is not None:
         vcpu.lapic.sipi_vector = events.sipi_vector & 0xFF

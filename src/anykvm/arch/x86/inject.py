@@ -51,8 +51,8 @@ def deliver_pending(vcpu: X86Vcpu) -> None:
         if payload is not None:
             _deliver_payload(cpu, vector, payload)
         cpu.raise_exception(vector, -1 if error_code is None else error_code)
-    if vcpu.nmi_pending:
-        vcpu.nmi_pending = False
+    if vcpu.nmi_pending or vcpu.nmi_injected:
+        vcpu.nmi_pending = vcpu.nmi_injected = False
         cpu.nmi()
 
 
@@ -73,14 +73,8 @@ def general_protection(cpu: CpuLike) -> None:
     cpu.raise_exception(uapi.GP_VECTOR, 0)
 
 
-def reset_registers(vcpu: X86Vcpu, cpu: CpuLike) -> None:
-    """What the engine's reset leaves to KVM: the CPU's signature in RDX."""
-    leaf = vcpu.cpuid_leaf(1)
-    cpu.gpr[engine.RDX] = leaf[3] if leaf is not None else FAMILY_MODEL
-
-
 def init(vcpu: X86Vcpu) -> None:
-    """INIT: as reset, but the FPU, XCR0, the TSC and what MSRs hold stay."""
+    """INIT: as reset, with the signature of CPUID in RDX, but the FPU, XCR0, the TSC and what MSRs hold stay."""
     cpu = vcpu.load()
     vcpu.drop_instruction()
     fx, xcr0, offset = cpu.get_fx(), cpu.xcr0, cpu.tsc_offset
@@ -92,9 +86,10 @@ def init(vcpu: X86Vcpu) -> None:
     cpu.tsc_offset = offset
     cpu.set_msr(uapi.MSR_IA32_CR_PAT, pat)
     cpu.cr0 = cpu.cr0 & ~(uapi.X86_CR0_CD | uapi.X86_CR0_NW) | cache
-    reset_registers(vcpu, cpu)
+    leaf = vcpu.cpuid_leaf(1)
+    cpu.gpr[engine.RDX] = leaf[3] if leaf is not None else FAMILY_MODEL
     vcpu.exception = None
-    vcpu.nmi_pending = False
+    vcpu.nmi_pending = vcpu.nmi_injected = False
     vcpu.queue_interrupt(None)
     vcpu.drive_line()
 

@@ -283,11 +283,11 @@ def attend(arch: X86Vcpu) -> bool:
             arch.eoi_vector = -1
             vcpu.set_exit_reason(common.KVM_EXIT_IOAPIC_EOI)
             return False
-        if arch.nmi_pending:
+        if arch.nmi_pending or arch.nmi_injected:
             vcpu.stats.values[_NMI_INJECTIONS] += 1
             if arch.mp_state == _HALTED:
                 arch.mp_state = _RUNNABLE
-        if arch.exception is not None or arch.nmi_pending:
+        if arch.exception is not None or arch.nmi_pending or arch.nmi_injected:
             inject.deliver_pending(arch)
         if arch.filter_stale:
             quirks.tell_engine(arch)
@@ -314,7 +314,7 @@ def _wake_reason(arch: X86Vcpu) -> bool:
     """Whether a halted vCPU goes on: an interrupt it can take, or another vCPU's kick."""
     if arch.mp_state != _HALTED:
         return False
-    if arch.pv_unhalted or arch.nmi_pending:
+    if arch.pv_unhalted or arch.nmi_pending or arch.nmi_injected:
         return True
     pending = arch.chip_line or arch.injected_irq is not None
     return pending and arch.cpu.rflags & uapi.X86_EFLAGS_IF != 0

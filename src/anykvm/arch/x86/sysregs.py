@@ -53,8 +53,6 @@ NATIVE: Final = (
 """The engine's registers that take any value here (canonical where an address)."""
 _CANONICAL: Final = frozenset(
     {
-        uapi.MSR_IA32_SYSENTER_ESP,
-        uapi.MSR_IA32_SYSENTER_EIP,
         uapi.MSR_LSTAR,
         uapi.MSR_CSTAR,
         uapi.MSR_FS_BASE,
@@ -62,6 +60,16 @@ _CANONICAL: Final = frozenset(
         uapi.MSR_KERNEL_GS_BASE,
     }
 )
+
+_MADE_CANONICAL: Final = frozenset({uapi.MSR_IA32_SYSENTER_ESP, uapi.MSR_IA32_SYSENTER_EIP})
+"""Here some processors take any value, so the kernel makes it one that all of them take."""
+
+_COUNTERS: Final = (
+    *range(uapi.MSR_IA32_PERFCTR0, uapi.MSR_IA32_PERFCTR0 + 2),
+    *range(uapi.MSR_P6_EVNTSEL0, uapi.MSR_P6_EVNTSEL0 + 2),
+    *range(uapi.MSR_K7_EVNTSEL0, uapi.MSR_K7_EVNTSEL0 + 8),
+)
+"""Old performance counters, which guests poke without asking CPUID."""
 
 READ_AS_ZERO: Final = frozenset(
     {
@@ -80,7 +88,7 @@ READ_AS_ZERO: Final = frozenset(
         uapi.MSR_AMD64_DC_CFG,
         uapi.MSR_AMD64_BU_CFG2,
         uapi.MSR_AMD64_NB_CFG,
-        *range(uapi.MSR_K7_EVNTSEL0, uapi.MSR_K7_EVNTSEL0 + 8),
+        *_COUNTERS,
     }
 )
 """Registers that are there for guests that look at them without asking CPUID; they hold nothing."""
@@ -92,7 +100,7 @@ _WRITE_IGNORED: Final = frozenset(
         uapi.MSR_AMD64_PATCH_LOADER,
         uapi.MSR_AMD64_BU_CFG2,
         uapi.MSR_AMD64_DC_CFG,
-        *range(uapi.MSR_K7_EVNTSEL0, uapi.MSR_K7_EVNTSEL0 + 8),
+        *_COUNTERS,
     }
 )
 
@@ -336,7 +344,15 @@ def set_(vcpu: X86Vcpu, index: int, value: int, *, host: bool) -> None:
     else:
         if index in _CANONICAL and not is_canonical(value):
             raise ValueError(f"{value:#x} is not a canonical address")
-        vcpu.cpu.set_msr(index, value)
+        if index == uapi.MSR_TSC_AUX and value >> 32:
+            raise ValueError("IA32_TSC_AUX has 32 bits")
+        vcpu.cpu.set_msr(index, canonical(value) if index in _MADE_CANONICAL else value)
+
+
+def canonical(address: int) -> int:
+    """An address with bit 47 repeated above it."""
+    low = address & (1 << 48) - 1
+    return low | (U64 ^ (1 << 48) - 1) if low >> 47 else low
 
 
 def is_canonical(address: int) -> bool:

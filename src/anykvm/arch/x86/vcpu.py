@@ -19,9 +19,10 @@ from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..memory import connect_ring
 from ..sleep import Sleep
-from . import cpuid, debug, inject, lapic_x2apic, sysregs, timer, tpr
+from . import cpuid, debug, engine, inject, lapic_x2apic, sysregs, timer, tpr
 from .engine import LINE_INTR
 from .half_done import Batch, HalfDone
+from .xsave import XFEATURE_FP
 
 if TYPE_CHECKING:
     from anykvm.virt.vcpu import Vcpu
@@ -77,6 +78,8 @@ class X86Vcpu(HalfDone):
         self.injected_irq: int | None = None
         self.exception: tuple[int, int | None] | None = None
         self.nmi_pending = False
+        self.nmi_injected = False
+        """An NMI that userspace says had begun to be delivered."""
         self.pv_unhalted = False
         self.window = False
         """Whether the engine has been asked to say when an interrupt can be taken."""
@@ -185,13 +188,14 @@ class X86Vcpu(HalfDone):
         if not self.live:
             cpu = self.cpu
             cpu.reset()
-            cpu.xcr0 = 1  # x87 alone, as after RESET; INIT leaves it
+            cpu.xcr0 = XFEATURE_FP  # x87 alone, as after RESET; INIT leaves it
             connect_ring(self.vcpu, cpu)
             if self.tsc_khz:
                 cpu.tsc_khz = self.tsc_khz
             timer.start_tsc(self)
             self.tell_cpuid()
-            inject.reset_registers(self, cpu)
+            # A vCPU is reset when it is made, when it has no CPUID yet.
+            cpu.gpr[engine.RDX] = inject.FAMILY_MODEL
             self.live = True
             self.filter_stale = True
             self.attention = True

@@ -82,6 +82,7 @@ def _set_pit(vm: Vm, arg: int, size: int) -> int:
 
 def get_pit(vm: Vm, arg: int) -> int:
     """KVM_GET_PIT; ENXIO."""
+    vm.services.read_struct(arg, uapi.KvmPitState)  # a bad address comes first, as in the kernel
     return _get_pit(vm, arg, sizeof(uapi.KvmPitState))
 
 

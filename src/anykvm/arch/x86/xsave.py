@@ -33,14 +33,14 @@ _XMM: Final = slice(160, 416)
 
 
 def get_fpu(cpu: CpuLike) -> uapi.KvmFpu:
-    """``struct kvm_fpu``. MXCSR is not in it, as in the kernel: ``mxcsr`` is 0."""
+    """``struct kvm_fpu``. MXCSR is 0, as the kernel leaves it: KVM_GET_XSAVE has it."""
     fx = cpu.get_fx()
     head = fx[0:2] + fx[2:4] + fx[4:5] + bytes(1) + fx[6:8] + fx[8:16] + fx[16:24]
     return uapi.KvmFpu.from_buffer_copy(fx[_ST] + head + fx[_XMM] + bytes(8))
 
 
 def set_fpu(cpu: CpuLike, fpu: uapi.KvmFpu) -> None:
-    """Write x87 and the SSE registers; MXCSR stays as it is, as in the kernel (KVM_SET_XSAVE sets it)."""
+    """Write x87 and the XMM registers; MXCSR stays what it is, as in the kernel: KVM_SET_XSAVE sets it."""
     data = bytes(fpu)
     fx = bytearray(cpu.get_fx())
     fx[_ST] = data[:128]
@@ -51,8 +51,12 @@ def set_fpu(cpu: CpuLike, fpu: uapi.KvmFpu) -> None:
 
 
 def get_xsave(cpu: CpuLike) -> bytes:
-    """An XSAVE area in the standard format, 4096 bytes: both components are present."""
-    return cpu.get_fx() + XCR0_SUPPORTED.to_bytes(8, "little") + bytes(XSAVE_SIZE - FX_SIZE - 8)
+    """An XSAVE area in the standard format, 4096 bytes; a component in its initial state is not present (XINUSE)."""
+    fx = cpu.get_fx()
+    x87 = fx[_X87] != _INITIAL[_X87] or any(fx[_ST])
+    sse = any(fx[_XMM]) or fx[_MXCSR] != _INITIAL[_MXCSR]
+    present = x87 * XFEATURE_FP | sse * XFEATURE_SSE
+    return fx + present.to_bytes(8, "little") + bytes(XSAVE_SIZE - FX_SIZE - 8)
 
 
 def _initial() -> bytearray:
@@ -61,6 +65,9 @@ def _initial() -> bytearray:
     fx[_MXCSR] = MXCSR_RESET.to_bytes(4, "little")
     fx[28:32] = MXCSR_MASK.to_bytes(4, "little")
     return fx
+
+
+_INITIAL: Final = bytes(_initial())
 
 
 def set_xsave(cpu: CpuLike, area: bytes) -> None:
