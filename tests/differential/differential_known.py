@@ -23,6 +23,10 @@ def known(sequence: list[Any], kernel: list[Any], software: list[Any]) -> str | 
         return "the engine has one interrupt shadow for STI and for MOV SS"
     if request == "KVM_GET_VCPU_EVENTS" and differing(theirs, ours) == {"nmi.injected", "nmi.pending"}:
         return "an injected NMI is a pending one here: the engine delivers it"
+    if request == "KVM_SET_MSRS" and isinstance(theirs, int) and isinstance(ours, int) and theirs > ours:
+        refused = operation[3][2 + ours][1]["index"]
+        if refused == 0x277:
+            return "kvm_pvm takes any value for the PAT; the manual has #GP for a memory type there is not"
     if request == "KVM_SIGNAL_MSI" and theirs == 0 and ours == 1:
         return "the kernel has no route to a local APIC that nothing has touched since its vCPU was created"
     return None

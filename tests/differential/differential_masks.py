@@ -50,11 +50,11 @@ def mask(operation: list[Any], outcome: Any) -> Any:
         return "*"
     if not isinstance(outcome, int | list):
         return outcome
-    if request == "KVM_GET_VCPU_EVENTS":
+    if request == "KVM_GET_VCPU_EVENTS" and isinstance(outcome, list):
         return [outcome[0], stale(outcome[1])]
-    if request == "KVM_GET_MSRS":
+    if request == "KVM_GET_MSRS" and isinstance(outcome, list):
         return [outcome[0], {path: value for path, value in outcome[1].items() if not timely(path, outcome[1])}]
-    if request in ("KVM_GET_SREGS", "KVM_GET_SREGS2"):
+    if request in ("KVM_GET_SREGS", "KVM_GET_SREGS2") and isinstance(outcome, list):
         # VMX keeps both flags of a segment, SVM one.
         return [outcome[0], {path: value for path, value in outcome[1].items() if not hidden(path, outcome[1])}]
     rules = [field for (name, field) in MASKS if name == request]

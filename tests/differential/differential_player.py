@@ -40,7 +40,7 @@ from typing import Any
 from differential_guests import HANDLER, HANDLER_CODE, VECTORS
 from differential_masks import mask
 
-from anykvm.uapi import common, exits, x86
+from anykvm.uapi import arm64, common, exits, x86
 from anykvm.uapi.ioctl import IOC_READ, decode
 from anykvm.uapi.run import KvmRun
 
@@ -67,12 +67,11 @@ def number(name: str | int) -> int:
     """A request by its name."""
     if isinstance(name, int):
         return name
-    value = getattr(common, name, None)
-    return int(value if value is not None else getattr(x86, name))
+    return int(next(getattr(module, name) for module in (common, x86, arm64) if hasattr(module, name)))
 
 
 def structure(name: str) -> type[ctypes.Structure]:
-    found = getattr(common, name, None) or getattr(x86, name)
+    found = next(getattr(module, name) for module in (common, x86, arm64) if hasattr(module, name))
     assert issubclass(found, ctypes.Structure)
     return found
 
@@ -142,6 +141,8 @@ class Player:
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
+        # What may differ is x86's: elsewhere nothing is compared with hardware yet.
+        self.mask = mask if backend.arch == "x86" else lambda operation, outcome: outcome
         self.limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.ram = mmap.mmap(-1, RAM)
         self.view = (ctypes.c_uint8 * RAM).from_buffer(self.ram)
@@ -169,6 +170,7 @@ class Player:
         try:
             self.do_zero()
             self.names = Names(sys=self.backend.open())
+            self.run_size = self.backend.ioctl(self.names["sys"], common.KVM_GET_VCPU_MMAP_SIZE)
             return [self.one(operation) for operation in sequence]
         finally:
             self.do_nofile(None)
@@ -183,11 +185,11 @@ class Player:
     def one(self, operation: Operation) -> Outcome:
         kind, *rest = operation
         try:
-            return mask(operation, getattr(self, f"do_{kind}")(*rest))
+            return self.mask(operation, getattr(self, f"do_{kind}")(*rest))
         except Unbound:
             return "unbound"
         except OSError as error:
-            return mask(operation, errno.errorcode.get(error.errno or 0, str(error.errno)))
+            return self.mask(operation, errno.errorcode.get(error.errno or 0, str(error.errno)))
 
     # Arguments.
 
@@ -265,7 +267,7 @@ class Player:
     def page_of(self, vcpu: str) -> memoryview:
         fd = self.names[vcpu]
         if vcpu not in self.pages:
-            self.pages[vcpu] = self.backend.mmap(fd, 3 * PAGE)
+            self.pages[vcpu] = self.backend.mmap(fd, self.run_size)
         return self.pages[vcpu]
 
     def do_page(self, vcpu: str, path: str, value: Any) -> Outcome:
