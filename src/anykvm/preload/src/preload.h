@@ -25,15 +25,15 @@
 #define DIRTY_RING_OFFSET (64l * 4096) /* KVM_DIRTY_LOG_PAGE_OFFSET */
 #define IS_KVM_REQUEST(request) (((request) >> 8 & 0xff) == KVM_IOCTL_TYPE)
 
-/* What a thread that has called us is doing. */
+/* What a thread that has called us is doing. A signal handler may look at it between any two statements. */
 struct thread {
-    int depth;                    /* inside a call of ours: signals wait for its end */
+    volatile int depth;           /* inside a call of ours: signals wait for its end */
     atomic_int pending;           /* a signal came meanwhile: KVM_RUN is to end */
-    void (*poke)(void *);         /* ends what the thread is blocked in; from a signal handler */
-    void *poked;
+    void (*volatile poke)(void *); /* ends what the thread is blocked in; from a signal handler */
+    void *volatile poked;
     atomic_flag guard;            /* around poke, for other threads */
     int cancel_state;             /* the client's, while ours is "disabled" */
-    uint64_t deferred;            /* bit n - 1: signal n came and waits */
+    volatile uint64_t deferred;   /* bit n - 1: signal n came and waits */
     sigset_t mask;                /* the client's, valid if masked or deferred */
     bool masked;                  /* KVM_SET_SIGNAL_MASK is in force */
     siginfo_t info[64];

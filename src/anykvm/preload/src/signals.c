@@ -208,20 +208,25 @@ static void handler(int sig, siginfo_t *info, void *context)
  * its default action included. */
 void signals_mask(struct thread *t, const uint64_t *mask)
 {
-    sigset_t now, old;
+    sigset_t now, old, all;
 
     sigemptyset(&now);
     memcpy(&now, mask, sizeof(*mask));
-    pthread_sigmask(SIG_BLOCK, NULL, &old);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    /* What came already is blocked by us, not by the client. */
+    if (t->deferred)
+        old = t->mask;
     for (int sig = 1; sig <= SIGNALS; sig++) {
         struct sigaction action;
-        sigset_t before;
+        if (t->deferred & BIT(sig))
+            sigaddset(&now, sig);
         if (!sigismember(&old, sig) || sigismember(&now, sig) || BIT(sig) & (UNTOUCHED | HARMLESS))
             continue;
-        block_all(&before);
+        pthread_mutex_lock(&lock);
         if (!real.sigaction(sig, NULL, &action) && action.sa_handler == SIG_DFL)
             install(sig, &action);
-        unblock(&before);
+        pthread_mutex_unlock(&lock);
     }
     t->mask = old;
     t->masked = true;

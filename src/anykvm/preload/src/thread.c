@@ -72,8 +72,11 @@ struct thread *thread_begin(void)
         return NULL;
     }
     t->cancel_state = state;
+    /* In this order: from the second on, a signal sets the first. */
     t->pending = 0;
+    atomic_signal_fence(memory_order_seq_cst);
     t->depth = 1;
+    atomic_signal_fence(memory_order_seq_cst);
     return t;
 }
 
@@ -104,7 +107,9 @@ void thread_end(struct thread *t)
         pthread_sigmask(SIG_SETMASK, &mask, NULL);
         return;
     }
+    atomic_signal_fence(memory_order_seq_cst);
     t->depth = 0;
+    atomic_signal_fence(memory_order_seq_cst);
     if (t->deferred) {
         /* One came after we looked. */
         t->depth = 1;

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""QEMU, unmodified, with -accel kvm under exec: Debian boots, works and ends."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from preload_run import EXEC
+
+from anykvm.guests import Guest, build_initramfs, pull
+from anykvm.guests.init import arguments
+
+pytestmark = [pytest.mark.guest, pytest.mark.timeout(280)]
+
+QEMU = "qemu-system-x86_64"
+WORDS = "console=ttyS0 panic=-1 nokaslr mitigations=off quiet"
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    if shutil.which(QEMU) is None:
+        pytest.skip("no QEMU here")
+    return pull("amd64")
+
+
+def command(guest: Guest, initrd: Path, machine: str, vcpus: int, *more: str) -> list[str]:
+    words = [*EXEC, "--", QEMU, "-nodefaults", "-no-reboot", "-display", "none", "-accel", "kvm", "-m", "256"]
+    words += ["-M", machine, "-smp", str(vcpus), "-kernel", str(guest.kernel), "-initrd", str(initrd)]
+    return [*words, *more]
+
+
+@pytest.mark.parametrize(("machine", "vcpus"), [("microvm,isa-serial=on", 2), ("pc", 1)])
+def test_debian_runs_hackbench_and_powers_off(guest: Guest, machine: str, vcpus: int) -> None:
+    what = arguments("hackbench", args=["-g", "1", "-l", "10"])
+    words = command(guest, build_initramfs(guest), machine, vcpus, "-serial", "stdio", "-append", f"{WORDS} {what}")
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, stdin=subprocess.DEVNULL)
+    assert "anykvm-end hackbench-thread 0" in done.stdout, done.stdout[-2000:] + done.stderr
+    assert "Power down" in done.stdout and done.returncode == 0
+    assert "Call Trace" not in done.stdout
+
+
+def test_virtio_block_and_net(guest: Guest, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.write_bytes(b"from the host".ljust(1 << 20, b"\0"))
+    script = (
+        "head -c 13 /dev/vda; echo; echo from the guest | dd of=/dev/vda bs=512 seek=1 2>/dev/null; sync;"
+        "ifconfig eth0 10.0.2.15 up; nc 10.0.2.100 80 </dev/null; cat /proc/interrupts; poweroff -f"
+    )
+    words = command(guest, build_initramfs(guest, modules=["virtio_net"]), "pc", 2, "-serial", "stdio")
+    words += ["-drive", f"file={disk},if=virtio,format=raw", "-device", "virtio-net-pci,netdev=n"]
+    words += ["-netdev", "user,id=n,restrict=on,guestfwd=tcp:10.0.2.100:80-cmd:echo through the net"]
+    words += ["-append", f"{WORDS} {arguments('exec', script=script)}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, stdin=subprocess.DEVNULL)
+    assert "from the host" in done.stdout, done.stdout[-2000:] + done.stderr
+    assert disk.read_bytes()[512:].startswith(b"from the guest\n")
+    assert "through the net" in done.stdout
+    assert done.returncode == 0
