@@ -227,7 +227,7 @@ struct cpu {
     pthread_mutex_t qlock;
     struct op queue[QUEUE_LEN];
     int qlen;
-    bool qoverflow;
+    bool qoverflow, qcode; /* something was left out; and that was about code */
     atomic_int pending;
     uint64_t posted;            /* under qlock; done follows it */
     _Atomic uint64_t done;

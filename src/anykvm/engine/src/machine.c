@@ -33,29 +33,30 @@ void cpu_drain(struct cpu *c)
 {
     struct op ops[QUEUE_LEN];
     int n;
-    bool overflow;
+    bool overflow, code;
     uint64_t seq;
 
     pthread_mutex_lock(&c->qlock);
     n = c->qlen;
     memcpy(ops, c->queue, (size_t)n * sizeof(*ops));
     overflow = c->qoverflow;
+    code = c->qcode;
     seq = c->posted;
     c->qlen = 0;
-    c->qoverflow = false;
+    c->qoverflow = c->qcode = false;
     atomic_store(&c->pending, 0);
     pthread_mutex_unlock(&c->qlock);
     if (overflow) {
         struct op all = {OP_FLUSH, 0, ~0ul};
         c->m->target->apply(c, &all);
-        c->flush_code = true;
-    } else {
-        for (int i = 0; i < n; i++) {
-            if (ops[i].kind == OP_FLUSH_CODE)
-                c->flush_code = true;
-            else
-                c->m->target->apply(c, &ops[i]);
-        }
+        if (code)
+            c->flush_code = true;
+    }
+    for (int i = 0; i < n; i++) {
+        if (ops[i].kind == OP_FLUSH_CODE)
+            c->flush_code = true;
+        else
+            c->m->target->apply(c, &ops[i]);
     }
     atomic_store(&c->done, seq);
 }
@@ -67,8 +68,11 @@ static uint64_t enqueue(struct cpu *c, const struct op *op)
     pthread_mutex_lock(&c->qlock);
     if (c->qlen < QUEUE_LEN)
         c->queue[c->qlen++] = *op;
-    else
+    else {
+        /* What concerns the TLB is done by a full flush; code is not lost with it. */
         c->qoverflow = true;
+        c->qcode |= op->kind == OP_INVALIDATE || op->kind == OP_RETRANSLATE || op->kind == OP_FLUSH_CODE;
+    }
     ticket = ++c->posted;
     atomic_store(&c->pending, 1);
     pthread_mutex_unlock(&c->qlock);
