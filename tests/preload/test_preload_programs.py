@@ -80,3 +80,11 @@ def test_another_preloaded_library_stays(build: Build, run_exec: Run) -> None:
     done = run_exec("/bin/sh", "-c", "echo $LD_PRELOAD", env={**os.environ, "LD_PRELOAD": str(libc)})
     first, second = done.stdout.split()
     assert Path(first).name.startswith("_preload") and second == str(libc)
+
+
+def test_what_calls_cost_is_measured(build: Build, run_exec: Run) -> None:
+    """The figures of docs/exec.md; here only that they are no slower than something gone wrong would make them."""
+    done = run_exec(build("speed"))
+    assert (done.returncode, done.stderr) == (0, "")
+    opened, ioctl, exit = (float(line.split(": ")[1].split()[0]) for line in done.stdout.splitlines())
+    assert 0 < opened < 5000 and 0 < ioctl < 100 and 0 < exit < 200
