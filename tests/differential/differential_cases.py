@@ -132,6 +132,14 @@ CASES: dict[str, list[Operation]] = {
         ),
         *(["map", handle, 4096] for handle in ("sys", "vm0", "cpu0")),
     ],
+    "the identity map": [
+        *(
+            VM,
+            ["ioctl", "vm0", "KVM_SET_IDENTITY_MAP_ADDR", "@hole"],
+            ["ioctl", "vm0", "KVM_SET_IDENTITY_MAP_ADDR", "@ram"],
+        ),
+        *(vcpu(), ["ioctl", "vm0", "KVM_SET_IDENTITY_MAP_ADDR", "@hole"]),
+    ],
     "a fork": [
         *(VM, *memory(), vcpu(), *start("cpu0", "out")),
         [

@@ -251,9 +251,9 @@ def test_the_identity_map(rig: Rig) -> None:
     address = ctypes.c_uint64(0xFFFBC000)
     rig.ioctl(rig.fd, X.KVM_SET_IDENTITY_MAP_ADDR, address)
     assert rig.arch.identity_map_addr == 0xFFFBC000
+    assert errno_of(rig.ioctl, rig.fd, X.KVM_SET_IDENTITY_MAP_ADDR, 0x10) == errno.EFAULT
     rig.create_vcpu()
     assert errno_of(rig.ioctl, rig.fd, X.KVM_SET_IDENTITY_MAP_ADDR, address) == errno.EINVAL
-    assert errno_of(rig.ioctl, rig.fd, X.KVM_SET_IDENTITY_MAP_ADDR, 0x10) == errno.EFAULT
 
 
 @pytest.mark.parametrize("vm_type", [1, 0xFF, 1 << 31])

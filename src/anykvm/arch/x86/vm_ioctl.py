@@ -131,11 +131,10 @@ def get_nr_mmu_pages(vm: Vm, arg: int) -> int:
 
 def set_identity_map_addr(vm: Vm, arg: int) -> int:
     """KVM_SET_IDENTITY_MAP_ADDR; EINVAL once there are vCPUs. Nothing here needs the page: the address is kept."""
-    address = int.from_bytes(vm.services.copy_from_user(arg, 8), "little")
     with vm.lock:
         if vm.created_vcpus:
             raise OSError(errno.EINVAL, "the identity map's address is set before the first vCPU is created")
-        vm.arch.identity_map_addr = address
+        vm.arch.identity_map_addr = int.from_bytes(vm.services.copy_from_user(arg, 8), "little")
     return 0
 
 
