@@ -21,8 +21,6 @@ def known(sequence: list[Any], kernel: list[Any], software: list[Any]) -> str | 
         return "api.rst 5: with an I/O or MMIO exit, registers are consistent only after the next KVM_RUN"
     if request == "KVM_GET_VCPU_EVENTS" and differing(theirs, ours) == {"interrupt.shadow"}:
         return "the engine has one interrupt shadow for STI and for MOV SS"
-    if request == "KVM_GET_VCPU_EVENTS" and differing(theirs, ours) == {"nmi.injected", "nmi.pending"}:
-        return "an injected NMI is a pending one here: the engine delivers it"
     if request == "KVM_SET_MSRS" and isinstance(theirs, int) and isinstance(ours, int) and theirs > ours:
         refused = operation[3][2 + ours][1]["index"]
         if refused == 0x277:
@@ -35,8 +33,6 @@ def known(sequence: list[Any], kernel: list[Any], software: list[Any]) -> str | 
 def _known_run(sequence: list[Any], theirs: Any, ours: Any) -> str | None:
     if theirs == "ENOSPC":
         return "kvm_pvm: a vCPU without memory under its first instruction; elsewhere an internal error"
-    if exit_of(theirs) == exit_of(ours) == "KVM_EXIT_IO" and theirs[1]["direction"] == ours[1]["direction"] == 0:
-        return "REP INS: the kernel reads ahead, here each element is an exit"
     if exit_of(ours) == "KVM_EXIT_IRQ_WINDOW_OPEN":
         return "kvm_pvm looks for the window only when it leaves its emulator"
     if any(injects(earlier) for earlier in sequence):

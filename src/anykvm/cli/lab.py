@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import click
+
+from .late import LateGroup
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -21,26 +22,7 @@ _COMMANDS: Final[dict[str, tuple[str, str, str]]] = {
 }
 
 
-class _Commands(click.Group):
-    """Subcommands by name, imported late."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = _COMMANDS.get(cmd_name)
-        if found is None:
-            return None
-        module, attribute, _ = found
-        command: click.Command = getattr(importlib.import_module(module), attribute)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, _, text) in _COMMANDS.items()])
-
-
-@click.command(cls=_Commands)
+@click.command(cls=LateGroup, table=_COMMANDS)
 def lab() -> None:
     """Make vCPU creation fail, race and be seen: every step, every order."""
 
