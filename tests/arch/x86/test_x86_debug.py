@@ -90,6 +90,19 @@ def test_hardware_breakpoints_on_code_and_data(board: Board) -> None:
     board.until(vcpu, Halt)
 
 
+def test_general_detect_is_the_debuggers(board: Board) -> None:
+    """The access to a debug register stops before it is done, each time, and is done once the debugger has gone."""
+    vcpu = board.long("mov $0x1234, %eax; mov %rax, %dr0; mov %dr0, %rbx; hlt")
+    vcpu.set_guest_debug(ON | X.KVM_GUESTDBG_USE_HW_BP, debugreg=[0, 0, 0, 0, 0, 0, 0, 0x2400])
+    for _ in range(2):
+        arch = stop(vcpu)
+        assert (arch.exception, arch.pc, arch.dr6) == (X.DB_VECTOR, CODE + 5, 0xFFFF2FF0)
+        assert arch.dr7 == 0x2400
+    vcpu.set_guest_debug(0)
+    board.until(vcpu, Halt)
+    assert vcpu.get_regs().rbx == 0x1234
+
+
 def test_the_guests_own_registers_from_outside(board: Board) -> None:
     board.load(".code64\nmov %dr6, %rax; out %eax, $0xe9; hlt", 0x2000)
     board.gate(X.DB_VECTOR, 0x2000)

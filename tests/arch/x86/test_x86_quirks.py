@@ -110,6 +110,16 @@ def test_without_that_quirk_it_is_undefined(board: Board) -> None:
     assert board.memory.read(0x8000 - 40, 8) == (CODE + 5).to_bytes(8, "little")
 
 
+def test_it_is_undefined_before_anything_after_it(board: Board) -> None:
+    """The handler goes on behind the instruction, and not from wherever the guest was by then."""
+    board.vm.enable_cap(C.KVM_CAP_DISABLE_QUIRKS2, X.KVM_X86_QUIRK_FIX_HYPERCALL_INSN)
+    board.load(".code64\naddq $3, (%rsp); mov $0x66, %ebx; iretq", 0x2000)
+    board.gate(X.UD_VECTOR, 0x2000)
+    vcpu = board.long("mov $11, %eax; vmmcall; mov %bl, %al; out %al, $0xe9; hlt")
+    board.until(vcpu, Halt)
+    assert board.seen == [0x66]
+
+
 def test_the_tsc_is_the_hosts_and_an_offset(board: Board) -> None:
     if not host_has_tsc():
         pytest.skip("this host's time-stamp counter is no clock")

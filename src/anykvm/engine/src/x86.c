@@ -27,6 +27,16 @@ static bool open_to_interrupts(struct cpu *c)
            !(FIELD(c->env, X86_HFLAGS, uint32_t) & X86_HF_INHIBIT_IRQ);
 }
 
+/* Park between instructions. An exception that the cpu is given there comes before the next one, not at the next exit. */
+static uint64_t park_between(struct cpu *c, int kind, uint64_t a)
+{
+    uint64_t answer = cpu_park(c, kind, a, 0, 0);
+
+    if (c->x86.raise >= 0)
+        FIELD(c->cs, CS_EXIT_REQUEST, bool) = true;
+    return answer;
+}
+
 /* A debugger's step ends with it, at the handler. */
 static void deliver(struct cpu *c, int vector)
 {
@@ -74,13 +84,13 @@ static bool exec_interrupt(void *cs, int request)
         return true;
     }
     if (atomic_load(&c->lines) & 1) {
-        vector = cpu_park(c, EV_IRQ_ACK, 0, 0, 0);
+        vector = park_between(c, EV_IRQ_ACK, 0);
         if (vector >= NO_VECTOR)
             return false;
         deliver(c, (int)vector);
         return true;
     }
-    cpu_park(c, EV_IRQ_WINDOW, 0, 0, 0);
+    park_between(c, EV_IRQ_WINDOW, 0);
     return c->x86.inject >= 0 ? exec_interrupt(cs, request) : false;
 }
 
@@ -128,7 +138,7 @@ static bool undefined_to_unicorn(struct cpu *c)
     FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
     FIELD(c->env, X86_EIP, uint64_t) += 3;
     if (!hint)
-        cpu_park(c, EV_HYPERCALL, which, 0, 0);
+        park_between(c, EV_HYPERCALL, which);
     return true;
 }
 

@@ -184,8 +184,15 @@ static void general_detect(struct cpu *c, uintptr_t ra)
 {
     uint64_t *dr = guest_dr(c);
 
-    if (!(dr[7] & DR7_GD))
+    if (!(active_dr(c)[7] & DR7_GD))
         return;
+    if (c->x86.debug.hardware) {
+        /* The debugger's: it sees it before the instruction, once out of it. */
+        c->x86.debug.hits |= DR6_BD;
+        cpu_restore_state_x86_64(c->cs, ra, true);
+        FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = -1;
+        cpu_loop_exit_x86_64(c->cs);
+    }
     dr[7] &= ~(uint64_t)DR7_GD;
     dr[6] |= DR6_BD;
     cpu_restore_state_x86_64(c->cs, ra, true);
