@@ -35,6 +35,8 @@ def _known_run(sequence: list[Any], theirs: Any, ours: Any) -> str | None:
         return "kvm_pvm: a vCPU without memory under its first instruction; elsewhere an internal error"
     if exit_of(ours) == "KVM_EXIT_IRQ_WINDOW_OPEN":
         return "kvm_pvm looks for the window only when it leaves its emulator"
+    if any(earlier[0] == "modify" and "cs.db" in earlier[4] for earlier in sequence):
+        return "kvm_pvm's emulator takes 16-bit code in real mode, whatever CS.D says"
     if any(injects(earlier) for earlier in sequence):
         return "an interrupt that userspace injects while IF is clear: VMX refuses the entry, kvm_pvm delivers it"
     return None
