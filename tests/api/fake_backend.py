@@ -71,8 +71,8 @@ class FakeBackend:
         self.open_fds.remove(fd)
         os.close(fd)
 
-    def mmap(self, fd: int, length: int) -> memoryview:
-        return memoryview(mmap.mmap(fd, length))
+    def mmap(self, fd: int, length: int, offset: int = 0) -> memoryview:
+        return memoryview(mmap.mmap(fd, length, offset=offset))
 
     def interrupt(self, fd: int) -> None:
         self.interrupted.append(fd)

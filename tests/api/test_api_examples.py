@@ -14,7 +14,7 @@ import anykvm.api
 from anykvm.api import BackendUnavailable, GuestMemory, Kvm, UnsupportedArchitecture
 from anykvm.uapi.arm64 import KVM_ARM_VCPU_PSCI_0_2
 
-HANDLES = {"handle", "kvm", "vm", "vm_memory", "vm_interrupts", "vcpu", "device", "stats"}
+HANDLES = {"handle", "kvm", "vm", "vm_memory", "vm_interrupts", "vcpu", "dirty_ring", "device", "stats"}
 MODULES = sorted(module.name for module in pkgutil.iter_modules(anykvm.api.__path__))
 
 

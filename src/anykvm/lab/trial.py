@@ -8,6 +8,7 @@ is closed and nothing is left: no entry in the ledger, no file descriptor.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -149,9 +150,8 @@ class Trial:
             self._find(f"after everything was closed there is still {left}")
         if open_fds() != fds or _mapped() != maps:
             gc.collect()
-        if extra := open_fds() - fds:
-            links = sorted(os.readlink(f"/proc/self/fd/{fd}") for fd in extra)
-            self._find(f"{len(extra)} file descriptors are still open: {', '.join(links)}")
+        if links := _names(open_fds() - fds):
+            self._find(f"{len(links)} file descriptors are still open: {', '.join(links)}")
         if (more := _mapped() - maps) > 0:
             self._find(f"{more} mappings of KVM's files are still there")
         self._backend.services.close()
@@ -213,3 +213,12 @@ def judge(item: list[str]) -> dict[str, Any]:
 def life_of(trial: Trial) -> Life:
     """Give a trial's life, for tests."""
     return trial._life
+
+
+def _names(fds: frozenset[int]) -> list[str]:
+    """What file descriptors are open on; one that another thread has closed since is not there."""
+    names = []
+    for fd in fds:
+        with contextlib.suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(names)
