@@ -25,6 +25,7 @@ from x86_board import (
     OF,
     PF,
     RAX,
+    RBX,
     RCX,
     READONLY,
     SSF,
@@ -33,7 +34,6 @@ from x86_board import (
     UD,
     USTACK,
     XM,
-    bug,
     go,
 )
 
@@ -50,6 +50,13 @@ FAULTS = {
     "ud2": ("1: ud2", UD, None),
     "lock of a register": ("1: .byte 0xf0,0x01,0xc0", UD, None),
     "lock of a move": ("1: .byte 0xf0,0x89,0x03", UD, None),
+    "lock of a compare": ("1: .byte 0xf0,0x39,0x03", UD, None),
+    "lock of a bit test": ("1: .byte 0xf0,0x0f,0xa3,0x03", UD, None),
+    "lock of SSE": ("1: .byte 0xf0,0x0f,0x58,0x03", UD, None),
+    "AVX": ("1: .byte 0xc5,0xf0,0x58,0xc2", UD, None),
+    "AVX in three bytes": ("1: .byte 0xc4,0xe2,0x71,0x00,0xc2", UD, None),
+    "vzeroupper": ("1: .byte 0xc5,0xf8,0x77", UD, None),
+    "lock of BMI": ("1: .byte 0xf0,0xc4,0xe2,0x78,0xf2,0x03", UD, None),
     "rsm outside SMM": ("1: rsm", UD, None),
     "mov to CS": ("1: .byte 0x8e,0xc8", UD, None),
     "x87 with TS": ("mov %cr0,%rax; or $8,%rax; mov %rax,%cr0; 1: fld1", NM, None),
@@ -71,6 +78,10 @@ FAULTS = {
     "address not canonical": ("mov $1,%eax; shl $47,%rax; 1: mov (%rax),%ecx", GP, 0),
     "stack address not canonical": ("mov $1,%eax; shl $47,%rax; mov %rax,%rbp; 1: mov (%rbp),%ecx", SSF, 0),
     "SSE operand not aligned": (f"mov ${DATA + 8},%eax; 1: movaps (%rax),%xmm0", GP, 0),
+    "SSE store not aligned": (f"mov ${DATA + 8},%eax; 1: movdqa %xmm0,(%rax)", GP, 0),
+    "operand of SSE2 not aligned": (f"mov ${DATA + 1},%eax; 1: pxor (%rax),%xmm0", GP, 0),
+    "operand of SSSE3 not aligned": (f"mov ${DATA + 1},%eax; 1: pshufb (%rax),%xmm0", GP, 0),
+    "operand of SSE4.1 not aligned": (f"mov ${DATA + 4},%eax; 1: roundps $1,(%rax),%xmm0", GP, 0),
     "FXSAVE area not aligned": (f"mov ${DATA + 8},%eax; 1: fxsave (%rax)", GP, 0),
     "MXCSR with a reserved bit": ("movl $0x10000,-8(%rsp); 1: ldmxcsr -8(%rsp)", GP, 0),
     "wrmsr not canonical": ("mov $0xc0000082,%ecx; mov $0x8000,%edx; 1: wrmsr", GP, 0),
@@ -84,19 +95,22 @@ FAULTS = {
         XM,
         None,
     ),
+    "SSE invalid operation to a register": (
+        "movl $0x1f00,-8(%rsp); ldmxcsr -8(%rsp); mov $0x7f800001,%eax; movd %eax,%xmm0; 1: cvtss2si %xmm0,%ecx",
+        XM,
+        None,
+    ),
+    "SSE exception that the system does not take": (
+        "mov %cr4,%rax; btr $10,%rax; mov %rax,%cr4; movl $0,-8(%rsp); ldmxcsr -8(%rsp); mov $3,%eax; "
+        "cvtsi2ss %eax,%xmm0; movaps %xmm0,%xmm1; divss %xmm1,%xmm1; mov $1,%eax; cvtsi2ss %eax,%xmm1; "
+        "1: divss %xmm0,%xmm1",
+        UD,
+        None,
+    ),
 }
 
 
-BROKEN = {
-    "lock of a move": "LOCK is taken where it is not allowed",
-    "null stack segment at ring 3": "the null selector's RPL is not looked at",
-    "stack address not canonical": "always #GP",
-    "SSE operand not aligned": "alignment is not checked",
-    "SSE division by zero": "SSE exceptions are never raised",
-}
-
-
-@pytest.mark.parametrize("what", [pytest.param(n, marks=bug(BROKEN[n])) if n in BROKEN else n for n in FAULTS])
+@pytest.mark.parametrize("what", FAULTS)
 def test_a_fault_and_its_error_code(x86, what):
     code, vector, error = FAULTS[what]
     b = x86(f"{AT}{code if '1:' in code else '1: ' + code}\nhlt")
@@ -108,6 +122,52 @@ def test_a_fault_and_its_error_code(x86, what):
     assert (t.vector, t.error, t.ip) == (vector, error, c.gpr[15])
     assert (t.cs, t.ss) == (CODE64, DATA0)
     assert not c.rflags & 0x200
+
+
+UNALIGNED = (
+    "movups (%rax),%xmm0;movdqu %xmm0,(%rax);movupd (%rax),%xmm0;lddqu (%rax),%xmm0;addss (%rax),%xmm0;"
+    "addsd (%rax),%xmm0;movq (%rax),%xmm0;movq %xmm0,(%rax);movhps (%rax),%xmm0;cvtdq2pd (%rax),%xmm0;"
+    "cvtps2pd (%rax),%xmm0;pmovzxbw (%rax),%xmm0;pcmpistri $0,(%rax),%xmm0;roundss $1,(%rax),%xmm0;paddb (%rax),%mm0;"
+    "pinsrd $1,(%rax),%xmm0;insertps $1,(%rax),%xmm0;movss (%rax),%xmm0;cvttsd2si (%rax),%ecx;movdqa %xmm0,-1(%rax)"
+)
+
+
+@pytest.mark.parametrize("code", UNALIGNED.split(";"))
+def test_sse_that_needs_no_alignment(x86, code):
+    b = x86(f"mov ${DATA + 1},%eax; {code}; hlt")
+    b.end(b.long())
+
+
+LOCKED = (
+    "addl $1,(%rax);xorb %cl,(%rax);subq $2,(%rax);notl (%rax);negw (%rax);incb (%rax);decq (%rax);xchg %ecx,(%rax);"
+    "cmpxchg %ecx,(%rax);cmpxchgb %cl,(%rax);xadd %rcx,(%rax);btsl $1,(%rax);btr %ecx,(%rax);btcq $3,(%rax);"
+    "cmpxchg8b (%rax);cmpxchg16b (%rax)"
+)
+
+
+@pytest.mark.parametrize("code", LOCKED.split(";"))
+def test_lock_where_it_is_allowed(x86, code):
+    b = x86(f"mov ${DATA},%eax; lock {code}; hlt")
+    b.end(b.long())
+
+
+@pytest.mark.parametrize("code", ["andn %ecx,%edx,%eax", "blsr %ecx,%eax", "rorx $3,%rcx,%rax", "shlx %ecx,%edx,%eax"])
+def test_bmi_needs_no_avx(x86, code):
+    b = x86(f"{code}; hlt")
+    b.end(b.long())
+
+
+def test_an_sse_exception_leaves_its_destination_and_says_so_in_mxcsr(x86):
+    b = x86(
+        f"movl $0x1d80,{DATA}; ldmxcsr {DATA}; mov $5,%eax; cvtsi2ss %eax,%xmm0; xorps %xmm1,%xmm1; divss %xmm1,%xmm0; "
+        f"stmxcsr {DATA}; cvtss2si %xmm0,%ebx; hlt"
+    )
+    c = b.long()
+    t = b.fault(c)
+    assert t.vector == XM
+    b.set_trap_ip(t, t.ip + 4)
+    b.end(c)
+    assert (b.word(DATA, 4), c.gpr[RBX]) == (0x1D84, 5)
 
 
 PRIVILEGED = (
@@ -175,10 +235,9 @@ def test_a_trap_gate_keeps_interrupts_on(x86):
     assert c.rflags & 0x200
 
 
-@bug("a stack address that is not canonical is #GP")
 def test_int_with_a_tss_without_a_stack_in_it(x86):
     b = x86(f"{AT}1: ud2")
-    b.set_word(TSS64 + 4, 1 << 47)  # RSP0 not canonical
+    b.set_word(TSS64 + 4, 0x1000 + (1 << 47))  # RSP0 not canonical
     b.gate(SSF, 0x9000 + 16 * SSF, ist=1)
     t = b.fault(c := b.long(user=True))
     assert (t.vector, t.error, t.ip) == (SSF, 0, c.gpr[15])
@@ -258,7 +317,6 @@ def test_general_detect(x86):
     assert c.get_dr(6) & 0x2000
 
 
-@bug("#AC is never raised")
 def test_alignment_checks_at_ring_3_only(x86):
     b = x86(f"{AT}1: mov {DATA + 1},%eax; hlt")
     for user in (True, False):

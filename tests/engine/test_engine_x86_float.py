@@ -11,7 +11,6 @@ from x86_board import (
     RAX,
     RCX,
     RDX,
-    bug,
 )
 
 
@@ -155,13 +154,38 @@ def test_rounding_follows_mxcsr_and_the_control_word(x86):
     assert (c.gpr[RAX], b.word(DATA + 24, 4)) == (3, 3)
 
 
-@bug("MXCSR's exception flags are never set")
 def test_sse_sets_sticky_flags(x86):
     b = x86(f"xorps %xmm0,%xmm0; mov $1,%eax; cvtsi2ss %eax,%xmm1; divss %xmm0,%xmm1; stmxcsr {DATA}; hlt")
     c = b.long()
     b.end(c)
     assert b.word(DATA, 4) & 0x3F == 4
     assert struct.unpack_from("<I", c.get_fx(), 24)[0] & 0x3F == 4
+
+
+def test_sticky_flags_are_saved_restored_and_cleared(x86):
+    b = x86(
+        f"""
+        mov $1,%eax; cvtsi2ss %eax,%xmm0; mov $3,%eax; cvtsi2ss %eax,%xmm1; divss %xmm1,%xmm0; fxsave {DATA}
+        movl $0x1f80,{DATA + 512}; ldmxcsr {DATA + 512}; stmxcsr {DATA + 516}
+        addss %xmm1,%xmm1; stmxcsr {DATA + 520}
+        divss %xmm0,%xmm1; divss %xmm1,%xmm0; fxrstor {DATA}; stmxcsr {DATA + 524}
+        hlt
+        """
+    )
+    b.end(b.long())
+    assert [b.word(DATA + at, 4) for at in (24, 516, 520, 524)] == [0x1FA0, 0x1F80, 0x1F80, 0x1FA0]
+
+
+def test_flush_to_zero(x86):
+    b = x86(
+        f"""
+        mov $0x00800000,%eax; movd %eax,%xmm0; movd %eax,%xmm2; mov $2,%eax; cvtsi2ss %eax,%xmm1; divss %xmm1,%xmm0
+        movl $0x9f80,{DATA}; ldmxcsr {DATA}; divss %xmm1,%xmm2; movd %xmm0,%ecx; movd %xmm2,%edx; hlt
+        """
+    )
+    c = b.long()
+    b.end(c)
+    assert (c.gpr[RCX], c.gpr[RDX]) == (0x00400000, 0)
 
 
 def test_bit_manipulation_and_crc(x86):

@@ -25,6 +25,8 @@ _FPTAGS: Final = 612
 _FPREGS: Final = 624
 _FPOP: Final = 752
 _MXCSR: Final = 816
+_SSE_FLAGS: Final = 810  # of its exceptions since MXCSR was written
+_SSE_FLAGS_MASK: Final = 0x3D
 _XMM: Final = 824
 _XCR0: Final = 4904
 _V_TPR: Final = 5556
@@ -252,9 +254,8 @@ class X86Cpu(_engine.X86Base):
             out[32 + 16 * n : 42 + 16 * n] = env[at : at + 10]
         status = self._get(_FPUS, 2) & ~0x3800 | top << 11
         struct.pack_into("<HHBxH", out, 0, self._get(_FPUC, 2), status, tags, self._get(_FPOP, 2))
-        struct.pack_into(
-            "<QQII", out, 8, self._get(_FPOP + 8, 8), self._get(_FPOP + 16, 8), self._get(_MXCSR, 4), 0xFFFF
-        )
+        mxcsr = self._get(_MXCSR, 4) | self._get(_SSE_FLAGS, 1) & _SSE_FLAGS_MASK
+        struct.pack_into("<QQII", out, 8, self._get(_FPOP + 8, 8), self._get(_FPOP + 16, 8), mxcsr, 0xFFFF)
         for n in range(16):
             at = _XMM + _XMM_STRIDE * n
             out[160 + 16 * n : 176 + 16 * n] = env[at : at + 16]

@@ -9,6 +9,7 @@
 #define TARGET_TCG_CPU_ENV A64_TCG_CPU_ENV
 #define TARGET_ICOUNT (A64_NEG + A64_ICOUNT_DECR - A64_ENV)
 #define TARGET_LAST(func) false
+#define TARGET_AROUND(c, tcg, func, nargs, args, before) ((void)0)
 #include "translate.h"
 
 /*

@@ -119,6 +119,7 @@ struct coroutine {
 };
 
 /* What a debugger outside an x86 guest wants. */
+struct x86_insn;
 struct x86_debug {
     bool step, int3, hardware, block_irq;
     bool again;    /* the instruction that met a data breakpoint is begun again */
@@ -256,6 +257,11 @@ struct cpu {
         int nfetched;           /* more than FETCHED: the list does not have them all */
         uint16_t list;
         struct x86_debug debug;
+        struct x86_insn *insn;  /* being translated, NULL between */
+        unsigned bad_bytes;     /* how many of UD2's bytes the translator has got in its place */
+        uint32_t tb_flags;      /* of the block being translated */
+        uint64_t sse_dest[2];   /* what an SSE instruction is about to change */
+        uint8_t sse_flags;      /* the exceptions before it */
         int int_length;         /* of the INT that is being delivered, in bytes */
         bool stepping;          /* the instruction that runs alone is a debugger's single step */
         int64_t tsc_offset;

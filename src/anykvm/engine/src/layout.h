@@ -46,7 +46,13 @@
 
 /* CPUClass */
 #define CC_HAS_WORK 8
+#define CC_UNALIGNED 24
 #define CC_EXEC_INTERRUPT 144
+
+/* DisasContextBase, TranslatorOps */
+#define DC_PC_NEXT 16
+#define TRANSLATE_INSN 4 /* which of the functions, of TRANSLATOR_OPS */
+#define TRANSLATOR_OPS 7
 
 /* TranslationBlock, TCGContext */
 #define TB_PC 0
@@ -64,6 +70,10 @@
 #define TCG_COND_LT 2
 #define TCG_CALL_NO_RWG 1
 #define TCG_ARG1_64BIT 4 /* sizemask */
+#define TCG_ARG2_64BIT 16
+#define MO_SIZE 3u
+#define MO_ALIGN 0x70u /* to its size */
+#define MO_ALIGN_16 0x40u
 #define TB_EXIT_REQUESTED 3
 
 /* The software TLB: one {mask, table} pair per MMU mode, 64-byte entries. */
@@ -155,6 +165,7 @@ struct a64_cpreg {
 #define CPREG_PL0_W 0x55
 
 /* x86_64 */
+#define X86_TCG_HELPERS 39136
 #define X86_TCG_CPU_ENV 39152
 #define X86_TCG_UC 39280
 #define X86_ENV 35408
@@ -184,6 +195,8 @@ struct a64_cpreg {
 #define X86_CR 424
 #define X86_EFER 592
 #define X86_FPUC 610
+#define X86_FP_STATUS 776  /* float_status, as FLOAT_* below */
+#define X86_SSE_STATUS 808
 #define X86_MXCSR 816
 #define X86_SYSENTER_CS 4800
 #define X86_SYSENTER_ESP 4808
@@ -211,10 +224,15 @@ struct a64_cpreg {
 #define X86_HF_SMM 0x80000u
 #define X86_HF_GUEST 0x200000u
 #define X86_HF_SMAP 0x800000u
+#define X86_HF_AM 0x08000000u /* ours, as the next: alignment is checked at ring 3 if EFLAGS.AC is set too */
+#define X86_HF_XM 0x80000000u /* an SSE exception is not masked */
 #define X86_EFLAGS_AC 0x40000u
 #define X86_TB_EFLAGS 0x73100u /* of EFLAGS, what a block is translated for */
 #define X86_HF2_NMI 0x4u
 #define X86_CC_OP_EFLAGS 1
+
+#define FLOAT_FLAGS 2 /* exceptions so far, numbered as in MXCSR but for the denormals */
+#define FLOAT_FLUSH_TO_ZERO 4
 
 struct x86_segment {
     uint32_t selector, pad;

@@ -12,7 +12,6 @@ void helper_write_eflags_x86_64(void *env, uint64_t value, uint32_t mask);
 void cpu_x86_cpuid_x86_64(void *env, uint32_t fn, uint32_t index, uint32_t *a, uint32_t *b, uint32_t *c, uint32_t *d);
 
 void update_fp_status_x86_64(void *env);
-void update_mxcsr_status_x86_64(void *env);
 
 static PyObject *raise_exception(struct cpu *c, PyObject *args)
 {
@@ -184,7 +183,7 @@ static PyObject *set_fp_control(struct cpu *c, PyObject *args)
     FIELD(c->env, X86_FPUC, uint16_t) = (uint16_t)control;
     FIELD(c->env, X86_MXCSR, uint32_t) = mxcsr;
     update_fp_status_x86_64(c->env);
-    update_mxcsr_status_x86_64(c->env);
+    x86_mxcsr_written(c->env);
     Py_RETURN_NONE;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * What every target's translation has changed, for a file that defines TARGET(), TARGET_WRAP(), TARGET_REAL(),
- * TARGET_TCG_UC, TARGET_TCG_CPU_ENV, TARGET_ICOUNT (the exit word's place, from the target's state) and TARGET_LAST()
- * (an instruction that calls this helper is the last of its block).
+ * TARGET_TCG_UC, TARGET_TCG_CPU_ENV, TARGET_ICOUNT (the exit word's place, from the target's state), TARGET_LAST()
+ * (an instruction that calls this helper is the last of its block) and TARGET_AROUND (what goes before and after a call).
  */
 #include "engine.h"
 
@@ -46,7 +46,9 @@ void TARGET_WRAP(tcg_gen_callN)(void *tcg, void *func, void *ret, int nargs, voi
     if (func != (void *)TARGET(helper_check_exit_request)) {
         if (TARGET_LAST(func))
             FIELD(tcg, TCG_NB_OPS, int) += TCG_MANY_OPS;
+        TARGET_AROUND(c, tcg, func, nargs, args, true);
         TARGET_REAL(tcg_gen_callN)(tcg, func, ret, nargs, args);
+        TARGET_AROUND(c, tcg, func, nargs, args, false);
         return;
     }
     if (c->alone)

@@ -209,6 +209,18 @@ static int stopped(struct cpu *c, int r)
     return EV_SHUTDOWN;
 }
 
+/* An access that must be aligned is not: of 16 bytes, or any while alignment is checked. */
+static void __attribute__((noreturn)) unaligned(void *cs, uint64_t va, int access, int mode, uintptr_t ra)
+{
+    struct cpu *c = cpu_of(cs);
+    uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t);
+    bool checks = (hflags & X86_HF_CPL) == 3 && (hflags & X86_HF_AM) &&
+                  (FIELD(c->env, X86_EFLAGS, uint32_t) & X86_EFLAGS_AC);
+
+    (void)va, (void)access, (void)mode;
+    x86_fault(c->env, checks ? VECTOR_AC : VECTOR_GP, ra);
+}
+
 static int setup(struct cpu *c)
 {
     char *class = FIELD(c->cs, CS_CLASS, char *);
@@ -220,6 +232,8 @@ static int setup(struct cpu *c)
         return -1;
     FIELD(class, CC_EXEC_INTERRUPT, void *) = (void *)exec_interrupt;
     FIELD(class, CC_HAS_WORK, void *) = (void *)has_work;
+    FIELD(class, CC_UNALIGNED, void *) = (void *)unaligned;
+    x86_translate_init(c);
     return 0;
 }
 
@@ -233,6 +247,7 @@ static void reset(struct cpu *c)
     FIELD(c->env, X86_CC_SRC, uint64_t) = 0;
     FIELD(c->env, X86_DF, int32_t) = 1;
     x86_update_hflags_x86_64(c->env);
+    x86_mxcsr_written(c->env);
     c->x86.inject = c->x86.raise = c->x86.raise_error = -1;
     c->x86.want_window = false;
     atomic_store(&c->x86.nmi, 0);
@@ -241,6 +256,7 @@ static void reset(struct cpu *c)
 static void refresh(struct cpu *c)
 {
     x86_update_hflags_x86_64(c->env);
+    x86_own_hflags(c->env);
 }
 
 static void sync_state(struct cpu *c, uintptr_t ra)

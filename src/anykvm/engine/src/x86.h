@@ -24,8 +24,29 @@ void x86_set_dr(struct cpu *c, int n, uint64_t value);
 void x86_set_debug(struct cpu *c, const struct x86_debug *wanted);
 void x86_distrust(struct cpu *c);
 void x86_protect_code(struct cpu *c, uint64_t ram);
+/* What the translator asks of an instruction before Unicorn's does. */
+struct x86_insn {
+    bool undefined;
+    bool aligned;     /* an operand of 16 bytes in memory must be aligned */
+    bool sse;         /* it may raise a floating-point exception of SSE */
+    bool uses_mxcsr;  /* STMXCSR, FXSAVE, XSAVE, and FXRSTOR and XRSTOR, which may leave it as it is */
+};
+void x86_decode(void *env, uint64_t va, bool code64, struct x86_insn *out);
+
+bool x86_uses_stack(void *env, uint64_t va, bool store);
+void x86_fault(void *env, int vector, uintptr_t ra) __attribute__((noreturn));
+void x86_mxcsr_read(void *env);
+void x86_mxcsr_written(void *env);
+void x86_sse_before(void *env, uint64_t *dest);
+void x86_sse_after(void *env, uint64_t *dest);
+void x86_own_hflags(void *env);
+void x86_translate_init(struct cpu *c);
+
 #define VECTOR_UD 6
+#define VECTOR_SS 12
 #define VECTOR_GP 13
+#define VECTOR_AC 17
+#define VECTOR_XM 19
 
 bool x86_native_msr(uint32_t index);
 bool x86_msr_value_ok(uint32_t index, uint64_t v);

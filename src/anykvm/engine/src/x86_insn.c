@@ -12,7 +12,6 @@
 #define CR4_TSD 0x4u
 #define CR4_OSXSAVE (1u << 18)
 #define CR0_PE 1u
-#define MXCSR_BITS 0xffffu
 #define EFLAGS_TF 0x100u
 #define EFLAGS_IF 0x200u
 #define EFLAGS_IOPL_SHIFT 12
@@ -307,6 +306,7 @@ void __wrap_helper_write_crN_x86_64(void *env, int n, uint64_t v)
         if (!cr_value_ok(env, n, v))
             raise_exception_err_x86_64(env, VECTOR_GP, 0);
         __real_helper_write_crN_x86_64(env, n, v);
+        x86_own_hflags(env);
         return;
     }
     cpu_restore_state_x86_64(c->cs, RA, false);
@@ -352,7 +352,7 @@ void __wrap_helper_rdtscp_x86_64(void *env)
 
 /* Checks that Unicorn does not make. */
 
-static void __attribute__((noreturn)) fault(void *env, int vector, uintptr_t ra)
+void x86_fault(void *env, int vector, uintptr_t ra)
 {
     cpu_restore_state_x86_64(x86_cpu_of(env)->cs, ra, true);
     raise_exception_err_x86_64(env, vector, 0);
@@ -361,15 +361,7 @@ static void __attribute__((noreturn)) fault(void *env, int vector, uintptr_t ra)
 /* There is no performance counter, so every one of them is beyond the last. */
 void __wrap_helper_rdpmc_x86_64(void *env)
 {
-    fault(env, VECTOR_GP, RA);
-}
-
-void __real_helper_ldmxcsr_x86_64(void *env, uint32_t v);
-void __wrap_helper_ldmxcsr_x86_64(void *env, uint32_t v)
-{
-    if (v & ~MXCSR_BITS)
-        fault(env, VECTOR_GP, RA);
-    __real_helper_ldmxcsr_x86_64(env, v);
+    x86_fault(env, VECTOR_GP, RA);
 }
 
 /* INT, INT3 and INTO: their length leads back to them if their gate does not let them in. */
@@ -416,7 +408,7 @@ void __wrap_helper_sysenter_x86_64(void *env, int addend)
 
     (void)addend;
     if (!selector)
-        fault(env, VECTOR_GP, RA);
+        x86_fault(env, VECTOR_GP, RA);
     helper_write_eflags_x86_64(env, helper_read_eflags_x86_64(env) & ~(uint64_t)(EFLAGS_VM | EFLAGS_IF | EFLAGS_RF), ~0u);
     flat(env, 1, selector, FLAT_CODE | (lma ? SEG_L : SEG_DB));
     flat(env, 2, selector + 8, FLAT_DATA);

@@ -286,6 +286,25 @@ void __wrap_tb_invalidate_phys_page_fast_x86_64(void *uc, void *pages, uint64_t 
         unwatch(c, (uint64_t)(r->hva + page * GUEST_PAGE));
 }
 
+/*
+ * An address that is not canonical is a stack fault if the stack is what it is in; Unicorn has #GP for all. Without a
+ * place in the code an exception is being delivered, and what is stored then is its frame.
+ */
+static void check_canonical(struct cpu *c, uint64_t va, int access, uintptr_t ra)
+{
+    if ((uint64_t)((int64_t)(va << 16) >> 16) == va || access == ACCESS_FETCH ||
+        !(FIELD(c->env, X86_HFLAGS, uint32_t) & X86_HF_LMA))
+        return;
+    if (ra) {
+        cpu_restore_state_x86_64(c->cs, ra, true);
+        if (!x86_uses_stack(c->env, FIELD(c->env, X86_EIP, uint64_t), access == ACCESS_STORE))
+            return;
+    } else if (access != ACCESS_STORE) {
+        return;
+    }
+    raise_exception_err_x86_64(c->env, VECTOR_SS, 0);
+}
+
 bool __real_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra);
 bool __wrap_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access, int mmu_idx, bool probe, uintptr_t ra)
 {
@@ -297,6 +316,8 @@ bool __wrap_x86_cpu_tlb_fill_x86_64(void *cs, uint64_t va, int size, int access,
     if (!ok) {
         if (va >> 63)
             c->x86.nonglobal = true; /* who knows */
+        if (!probe)
+            check_canonical(c, va, access, ra);
         ok = __real_x86_cpu_tlb_fill_x86_64(cs, va, size, access, mmu_idx, probe, ra);
     }
     if (tlb_fill_end(c, ok, probe))

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* x86's translation: what Unicorn's translator emits, changed as it emits it. */
+/*
+ * x86's translation: what Unicorn's translator emits, changed as it emits it. Each instruction is looked at before
+ * (x86_decode.c); one that is undefined here is given to the translator as UD2.
+ */
 #include "x86.h"
+
+#include <string.h>
 
 #define TARGET(name) name##_x86_64
 #define TARGET_WRAP(name) __wrap_##name##_x86_64
@@ -8,7 +13,8 @@
 #define TARGET_TCG_UC X86_TCG_UC
 #define TARGET_TCG_CPU_ENV X86_TCG_CPU_ENV
 #define TARGET_ICOUNT (X86_NEG + X86_ICOUNT_DECR - X86_ENV)
-#define TARGET_LAST(func) port_io(func)
+#define TARGET_LAST(func) last(func)
+#define TARGET_AROUND around
 
 uint64_t __wrap_helper_inb_x86_64(void *env, uint32_t port);
 uint64_t __wrap_helper_inw_x86_64(void *env, uint32_t port);
@@ -17,15 +23,155 @@ void __wrap_helper_outb_x86_64(void *env, uint32_t port, uint32_t v);
 void __wrap_helper_outw_x86_64(void *env, uint32_t port, uint32_t v);
 void __wrap_helper_outl_x86_64(void *env, uint32_t port, uint32_t v);
 
-/* Userspace may write to the instructions after one of port I/O: they are looked up again. */
-static bool port_io(void *func)
+void __wrap_helper_ldmxcsr_x86_64(void *env, uint32_t v);
+void helper_fxrstor_x86_64(void *env, uint64_t va);
+void helper_xrstor_x86_64(void *env, uint64_t va, uint64_t rfbm);
+
+void helper_load_seg_x86_64(void *env, int n, int selector);
+
+static bool restores_mxcsr(void *func)
 {
-    return func == (void *)__wrap_helper_outb_x86_64 || func == (void *)__wrap_helper_inb_x86_64 ||
+    return func == (void *)helper_fxrstor_x86_64 || func == (void *)helper_xrstor_x86_64;
+}
+
+/*
+ * Userspace may write to the instructions after one of port I/O: they are looked up again. After a write to MXCSR they
+ * may be translated another way.
+ */
+static bool last(void *func)
+{
+    return func == (void *)__wrap_helper_ldmxcsr_x86_64 || restores_mxcsr(func) ||
+           func == (void *)__wrap_helper_outb_x86_64 || func == (void *)__wrap_helper_inb_x86_64 ||
            func == (void *)__wrap_helper_outl_x86_64 || func == (void *)__wrap_helper_inl_x86_64 ||
            func == (void *)__wrap_helper_outw_x86_64 || func == (void *)__wrap_helper_inw_x86_64;
 }
 
+static void around(struct cpu *c, void *tcg, void *func, int nargs, void **args, bool before);
 #include "translate.h"
+
+/* A null stack segment is of the privilege it is used at. */
+static void check_stack_segment(void *env, int n, int selector)
+{
+    if (n == 2 && !(selector & 0xfffc) && ((uint32_t)selector & 3) != (FIELD(env, X86_HFLAGS, uint32_t) & X86_HF_CPL))
+        x86_fault(env, VECTOR_GP, (uintptr_t)__builtin_extract_return_addr(__builtin_return_address(0)));
+}
+
+static const struct helper {
+    void *func;
+    const char *name;
+    unsigned flags, sizemask;
+} helpers[] = {
+    {(void *)x86_mxcsr_read, "mxcsr_read", 0, TCG_ARG1_64BIT},
+    {(void *)x86_mxcsr_written, "mxcsr_written", 0, TCG_ARG1_64BIT},
+    {(void *)x86_sse_before, "sse_before", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
+    {(void *)check_stack_segment, "check_stack_segment", 0, TCG_ARG1_64BIT},
+    {(void *)x86_sse_after, "sse_after", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
+};
+
+void g_hash_table_insert(void *table, void *key, void *value);
+void x86_translate_init(struct cpu *c)
+{
+    void *table = FIELD(FIELD(c->uc, UC_TCG_CTX, void *), X86_TCG_HELPERS, void *);
+
+    for (size_t i = 0; i < sizeof(helpers) / sizeof(*helpers); i++)
+        g_hash_table_insert(table, helpers[i].func, (void *)&helpers[i]);
+}
+
+static void call_with_env(void *tcg, void *func)
+{
+    void *env = (char *)tcg + FIELD(tcg, X86_TCG_CPU_ENV, intptr_t);
+
+    __real_tcg_gen_callN_x86_64(tcg, func, NULL, 1, &env);
+}
+
+static void around(struct cpu *c, void *tcg, void *func, int nargs, void **args, bool before)
+{
+    if (!before && restores_mxcsr(func))
+        call_with_env(tcg, (void *)x86_mxcsr_written);
+    if (before && func == (void *)helper_load_seg_x86_64)
+        __real_tcg_gen_callN_x86_64(tcg, (void *)check_stack_segment, NULL, nargs, args);
+    if (c->x86.insn && c->x86.insn->sse && (c->x86.tb_flags & X86_HF_XM) && nargs > 1)
+        __real_tcg_gen_callN_x86_64(tcg, before ? (void *)x86_sse_before : (void *)x86_sse_after, NULL, 2, args);
+}
+
+/* An instruction is undefined: the translator reads another. */
+uint32_t __wrap_cpu_ldub_code_x86_64(void *env, uint64_t va)
+{
+    static const uint8_t ud2[] = {0x0f, 0x0b};
+    struct cpu *c = x86_cpu_of(env);
+
+    if (c->x86.insn && c->x86.insn->undefined && c->x86.bad_bytes < sizeof(ud2))
+        return ud2[c->x86.bad_bytes++];
+    return __real_cpu_ldub_code_x86_64(env, va);
+}
+
+/* A load or a store in 64-bit pieces of what must be aligned: the first piece asks. At ring 3 all may have to be. */
+static uint32_t aligned(void *tcg, uint32_t memop)
+{
+    struct cpu *c = cpu_of_uc(FIELD(tcg, X86_TCG_UC, void *));
+    struct x86_insn *insn = c->x86.insn;
+    bool checks = (c->x86.tb_flags & (X86_HF_AM | X86_EFLAGS_AC)) == (X86_HF_AM | X86_EFLAGS_AC) &&
+                  (c->x86.tb_flags & X86_HF_CPL) == 3;
+
+    if (insn && insn->aligned && (memop & MO_SIZE) == 3) {
+        insn->aligned = false;
+        return memop | MO_ALIGN_16;
+    }
+    return checks ? memop | MO_ALIGN : memop;
+}
+
+void __real_tcg_gen_qemu_ld_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
+void __wrap_tcg_gen_qemu_ld_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
+{
+    __real_tcg_gen_qemu_ld_i32_x86_64(tcg, value, va, mode, aligned(tcg, memop));
+}
+
+void __real_tcg_gen_qemu_ld_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
+void __wrap_tcg_gen_qemu_ld_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
+{
+    __real_tcg_gen_qemu_ld_i64_x86_64(tcg, value, va, mode, aligned(tcg, memop));
+}
+
+void __real_tcg_gen_qemu_st_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
+void __wrap_tcg_gen_qemu_st_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
+{
+    __real_tcg_gen_qemu_st_i32_x86_64(tcg, value, va, mode, aligned(tcg, memop));
+}
+
+void __real_tcg_gen_qemu_st_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
+void __wrap_tcg_gen_qemu_st_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
+{
+    __real_tcg_gen_qemu_st_i64_x86_64(tcg, value, va, mode, aligned(tcg, memop));
+}
+
+/* Unicorn's translator is given its instructions by our function in place of its own. */
+
+static void (*translate_insn)(void *dc, void *cs); /* the same for every cpu */
+
+static void looked_at(void *dc, void *cs)
+{
+    struct cpu *c = cpu_of(cs);
+    struct x86_insn insn;
+
+    x86_decode(c->env, FIELD(dc, DC_PC_NEXT, uint64_t), c->x86.tb_flags & X86_HF_CS64, &insn);
+    c->x86.insn = &insn;
+    c->x86.bad_bytes = 0;
+    if (insn.uses_mxcsr)
+        call_with_env(FIELD(c->uc, UC_TCG_CTX, void *), (void *)x86_mxcsr_read);
+    translate_insn(dc, cs);
+    c->x86.insn = NULL;
+}
+
+void __real_translator_loop_x86_64(const void *ops, void *dc, void *cs, void *tb, int max_insns);
+void __wrap_translator_loop_x86_64(void *const *ops, void *dc, void *cs, void *tb, int max_insns)
+{
+    void *ours[TRANSLATOR_OPS];
+
+    memcpy(ours, ops, sizeof(ours));
+    translate_insn = ops[TRANSLATE_INSN];
+    ours[TRANSLATE_INSN] = (void *)looked_at;
+    __real_translator_loop_x86_64(ours, dc, cs, tb, max_insns);
+}
 
 /*
  * Unicorn takes the guest-physical address of a region that goes for a virtual one, and walks the guest's tables for the
@@ -46,5 +192,7 @@ void __wrap_gen_intermediate_code_x86_64(void *cs, void *tb, int max_insns)
 
     if (ram != ~0ul)
         x86_protect_code(c, ram);
+    c->x86.insn = NULL; /* a fetch that faulted left it */
+    c->x86.tb_flags = FIELD(tb, TB_FLAGS, uint32_t);
     translate_parallel(c, tb, max_insns);
 }
