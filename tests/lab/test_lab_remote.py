@@ -55,7 +55,8 @@ def test_the_flows_on_a_cluster_are_the_flows_here(cluster: Any) -> None:
 
 def test_a_sweep_on_a_cluster_is_the_sweep_here(cluster: Any) -> None:
     there = sweep(["x86/none"], scheduler=cluster.scheduler_address).to_json()
-    assert there == sweep(["x86/none"], processes=0).to_json()
+    # In a process of its own: Dask opens files of this one, which the sweep would take for leaks.
+    assert there == sweep(["x86/none"], processes=1).to_json()
     assert there["trials"] > 100
 
 
