@@ -8,12 +8,12 @@ import sys
 import pytest
 from fake_arch import FakeArch
 
-from anykvm.arch import interface, software
+from anykvm.arch import contract, interface, software
 from anykvm.virt.hooks import ArchHooks
 
 
 def test_the_four_are_in_the_contract() -> None:
-    names = set(interface.contract())
+    names = set(contract.contract())
     assert {name for name in names if (name.startswith("vcpu_") and "create" in name) or name == "vcpu_destroy"} == {
         "vcpu_precreate",
         "vcpu_create",
@@ -23,7 +23,7 @@ def test_the_four_are_in_the_contract() -> None:
 
 
 def test_the_fake_keeps_the_contract() -> None:
-    assert interface.breaches(FakeArch()) == []
+    assert contract.breaches(FakeArch()) == []
 
 
 def test_a_breach_is_found() -> None:
@@ -33,7 +33,7 @@ def test_a_breach_is_found() -> None:
 
         vcpu_destroy = None  # type: ignore[assignment]
 
-    assert [line.split("(")[0] for line in interface.breaches(Wrong())] == [
+    assert [line.split("(")[0] for line in contract.breaches(Wrong())] == [
         "fake: vcpu_create takes ",
         "fake: vcpu_destroy is missing",
     ]
@@ -57,7 +57,7 @@ def test_an_architecture_in_the_tree(name: str) -> None:
     pytest.importorskip("anykvm.engine", reason="the engine is not built")
     hooks = interface.hooks(name)
     assert hooks.name == name
-    assert interface.breaches(hooks) == []
+    assert contract.breaches(hooks) == []
     assert 0 < hooks.max_vcpus <= hooks.max_vcpu_ids
     assert hooks.vcpu_mmap_size % 4096 == 0
     with software.backend(name) as backend:
@@ -65,5 +65,5 @@ def test_an_architecture_in_the_tree(name: str) -> None:
 
 
 def test_the_contract_names_are_documented() -> None:
-    for name in interface.contract():
+    for name in contract.contract():
         assert getattr(ArchHooks, name).__doc__, name

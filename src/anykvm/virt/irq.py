@@ -6,8 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from anykvm.uapi.constants import KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MSI_VALID_DEVID
 from anykvm.uapi.structs import KvmIrqLevel, KvmIrqRouting, KvmIrqRoutingEntry, KvmMsi
@@ -25,8 +24,7 @@ IRQ_SOURCE_ARCH: Final = 2
 _ENTRY_SIZE: Final = ctypes.sizeof(KvmIrqRoutingEntry)
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where a GSI goes: a pin of an irqchip, or a message (``irqchip`` is -1 then)."""
 
     gsi: int

@@ -6,7 +6,6 @@ from __future__ import annotations
 import enum
 import errno
 from bisect import bisect_right
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi.constants import (
@@ -38,17 +37,28 @@ class SlotChange(enum.Enum):
     FLAGS_ONLY = enum.auto()
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class MemorySlot:
     """A slot; it never changes: a change replaces it. Pages have 4096 bytes."""
 
-    as_id: int
-    id: int
-    base_gfn: int
-    npages: int
-    userspace_addr: int
-    flags: int
-    dirty: DirtyBitmap | None
+    __slots__ = ("as_id", "base_gfn", "dirty", "flags", "id", "npages", "userspace_addr")
+
+    def __init__(  # noqa: PLR0917  (a record)
+        self,
+        as_id: int,
+        id: int,
+        base_gfn: int,
+        npages: int,
+        userspace_addr: int,
+        flags: int,
+        dirty: DirtyBitmap | None,
+    ) -> None:
+        self.as_id: Final = as_id
+        self.id: Final = id
+        self.base_gfn: Final = base_gfn
+        self.npages: Final = npages
+        self.userspace_addr: Final = userspace_addr
+        self.flags: Final = flags
+        self.dirty: Final = dirty
 
     @property
     def gpa(self) -> int:

@@ -11,7 +11,7 @@ import arm64_fake
 import pytest
 from arm64_fake import Rig, errno_of
 
-from anykvm.arch import interface
+from anykvm.arch import contract, interface
 from anykvm.arch.arm64 import hooks
 from anykvm.arch.arm64.power import Power
 from anykvm.uapi import arm64 as A
@@ -23,7 +23,7 @@ from anykvm.virt.services import Services
 
 def test_the_contract_is_kept() -> None:
     assert interface.missing_files("arm64") == []
-    assert interface.breaches(hooks()) == []
+    assert contract.breaches(hooks()) == []
 
 
 # The ladder.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 from x86_fake import IF, Rig, errno_of, install
 
-from anykvm.arch import interface
+from anykvm.arch import contract, interface
 from anykvm.arch.x86.hooks import X86Hooks
 from anykvm.engine import Event
 from anykvm.uapi import common as C
@@ -20,7 +20,7 @@ from anykvm.virt.services import Charge, Memory, Services
 
 
 def test_the_contract_is_kept() -> None:
-    assert interface.breaches(X86Hooks()) == []
+    assert contract.breaches(X86Hooks()) == []
     assert interface.missing_files("x86") == []
 
 
