@@ -118,8 +118,10 @@ class FileTable:
                 file = self.find(fd)
             except OSError:
                 return False
-            self._duplicates[file.inode].remove(fd)
-            return True
+            # Unless it was installed while we looked.
+            if file.fd != fd:
+                self._duplicates[file.inode].remove(fd)
+                return True
         others = self._duplicates.pop(file.inode, None)
         alive = [other for other in others or () if self._stands_for(other, file)]
         if not alive:
