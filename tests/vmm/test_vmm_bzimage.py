@@ -213,9 +213,9 @@ def test_random_numbers_as_setup_data() -> None:
 
 def test_a_command_line_that_is_longer_than_the_kernels(tmp_path: Path) -> None:
     kernel = load(tmp_path, make_bzimage(cmdline_size=255))
-    bzimage.check_command_line(kernel, b"x" * 255)
+    bzimage.check_command_line(kernel.command_line_size, b"x" * 255)
     with pytest.raises(VmmError, match="256 bytes, and this kernel takes 255: shorten --append"):
-        bzimage.check_command_line(kernel, b"x" * 256)
+        bzimage.check_command_line(kernel.command_line_size, b"x" * 256)
 
 
 @pytest.mark.parametrize("size", [64 * MIB, 3 * GIB, 3 * GIB + PAGE_SIZE, 16 * GIB])

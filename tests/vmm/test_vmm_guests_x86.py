@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from anykvm.api import architectures
+from anykvm.cli.debian import initramfs
 from anykvm.guests import Guest, GuestError, installed, pull
 
 pytestmark = [
@@ -52,6 +54,34 @@ def test_debian_boots_and_powers_off(guest: Guest, vcpus: int) -> None:
     assert done.stderr == ""
     for complaint in ("WARNING:", "BUG:", "Oops", "rcu_sched", "Call Trace", "ACPI Error", "ACPI BIOS"):
         assert complaint not in done.stdout
+
+
+@pytest.mark.parametrize("entry", ["pvh", "linux"])
+def test_debians_vmlinux_boots_by_either_entry(guest: Guest, tmp_path: Path, entry: str) -> None:
+    kernel = tmp_path / "vmlinux"
+    kernel.write_bytes(vmlinux_of(guest.kernel.read_bytes()))
+    initrd = initramfs(guest)
+    arguments = ("--kernel", str(kernel), "--initrd", str(initrd), "--entry", entry)
+    done = anykvm("boot", "x86", *arguments, "--append", "anykvm.run=poweroff")
+    assert done.returncode == 0, done.stderr
+    assert "anykvm-ready poweroff" in done.stdout
+    assert done.stderr == ""
+
+
+def vmlinux_of(image: bytes) -> bytes:
+    """The ELF kernel in a bzImage that is packed with LZ4: blocks after their sizes, each 8 MiB unpacked."""
+    block = pytest.importorskip("lz4.block")
+    start = (image[0x1F1] + 1) * 512
+    offset, size = struct.unpack_from("<II", image, 0x248)
+    data = image[start + offset : start + offset + size - 4]  # the last four bytes are its size when unpacked
+    if data[:4] != b"\x02\x21\x4c\x18":
+        pytest.skip("this kernel is packed otherwise")
+    found, at = b"", 4
+    while at < len(data):
+        (length,) = struct.unpack_from("<I", data, at)
+        found += block.decompress(data[at + 4 : at + 4 + length], uncompressed_size=8 << 20)
+        at += 4 + length
+    return found
 
 
 def test_a_shell_script_through_a_pipe(guest: Guest) -> None:

@@ -22,12 +22,24 @@ _CONSOLES = {"arm64": "ttyAMA0", "x86": "ttyS0"}
 @click.command()
 @options.architecture
 @click.option(
-    "--kernel", metavar="FILE", help="Your own kernel (arm64: Image, plain, gzip or EFI zboot; x86: 64-bit bzImage)."
+    "--kernel",
+    metavar="FILE",
+    help="Your own kernel (arm64: Image, plain, gzip or EFI zboot; x86: bzImage or vmlinux).",
 )
 @click.option("--initrd", metavar="FILE", help="Your own initramfs.")
 @click.option("--append", default="", metavar="WORDS", help="Added to the kernel command line; the last word counts.")
 @click.option("--disk", "disks", multiple=True, metavar="FILE[,ro]", help="A raw disk image; may be given again.")
 @click.option("--no-reboot", is_flag=True, help="End when the guest reboots, instead of starting it again.")
+@click.option(
+    "--entry",
+    type=click.Choice(("auto", "linux", "pvh")),
+    default="auto",
+    show_default=True,
+    help="x86: how the kernel is entered; auto is pvh for a vmlinux with such an entry.",
+)
+@click.option(
+    "--firmware", type=click.Choice(("acpi", "mptable")), default="acpi", show_default=True, help="x86: its tables."
+)
 @options.machine(smp=1, memory="512M")
 @options.backend
 @options.common
@@ -39,6 +51,8 @@ def boot(
     append: str,
     disks: tuple[str, ...],
     no_reboot: bool,
+    entry: str,
+    firmware: str,
     smp: int,
     memory: str,
     gic: str,
@@ -77,6 +91,8 @@ def boot(
         memory=parse_size(memory),
         disks=[_disk(text) for text in disks],
         gic=gic,
+        entry=entry,
+        firmware=firmware,
     )
     session = Session(
         config,

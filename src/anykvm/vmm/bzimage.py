@@ -35,7 +35,7 @@ _NORMAL_VIDEO: Final = 0xFFFF
 _SETUP_RNG_SEED: Final = 9
 _E820_TABLE: Final = 0x2D0
 _E820_MOST: Final = 128
-_WANTED: Final = "boot x86 needs a 64-bit bzImage (arch/x86/boot/bzImage, or Debian's vmlinuz)"
+_WANTED: Final = "boot x86 needs a 64-bit bzImage (arch/x86/boot/bzImage, Debian's vmlinuz) or a vmlinux"
 
 
 @dataclass(frozen=True)
@@ -192,10 +192,7 @@ def rng_seed(seed: bytes) -> bytes:
     return struct.pack("<QII", 0, _SETUP_RNG_SEED, len(seed)) + seed
 
 
-def check_command_line(kernel: KernelImage, line: bytes) -> None:
-    """Refuse a command line that this kernel would cut."""
-    if len(line) > kernel.command_line_size:
-        raise VmmError(
-            f"the kernel command line is {len(line)} bytes, and this kernel takes {kernel.command_line_size}: "
-            "shorten --append"
-        )
+def check_command_line(most: int, line: bytes) -> None:
+    """Refuse a command line that a kernel which takes `most` bytes of it would cut."""
+    if len(line) > most:
+        raise VmmError(f"the kernel command line is {len(line)} bytes, and this kernel takes {most}: shorten --append")

@@ -14,6 +14,8 @@ from .memory import MIB, VIRTIO_SLOTS
 ARCHITECTURES: Final = ("arm64", "x86")
 """Those this VMM has a machine for."""
 GICS: Final = ("v2", "v3")
+ENTRIES: Final = ("auto", "linux", "pvh")
+FIRMWARES: Final = ("acpi", "mptable")
 GIC_V2_MAX_VCPUS: Final = 8  # GICD_ITARGETSRn has one bit per CPU interface, in a byte
 COMMAND_LINE_SIZE: Final = 2048  # arch/arm64/include/uapi/asm/setup.h, with the final zero byte
 MAX_DISKS: Final = VIRTIO_SLOTS - 1
@@ -40,6 +42,10 @@ class MachineConfig:
     gic: str = "v3"
     arch: str = "arm64"
     backend: str = "auto"
+    entry: str = "auto"
+    """x86: how the kernel is entered. ``auto`` is ``pvh`` for an ELF kernel that has such an entry, else ``linux``."""
+    firmware: str = "acpi"
+    """x86: what tells the kernel of the machine."""
 
 
 def encode_command_line(line: str) -> bytes:
@@ -51,6 +57,10 @@ def check_config(config: MachineConfig) -> None:
     """Refuse with one line what can be seen to be impossible before anything is made."""
     if config.gic not in GICS:
         raise VmmError(f"no interrupt controller {config.gic!r}: choose --gic v2 or v3")
+    if config.entry not in ENTRIES:
+        raise VmmError(f"no kernel entry {config.entry!r}: choose --entry {', '.join(ENTRIES)}")
+    if config.firmware not in FIRMWARES:
+        raise VmmError(f"no firmware {config.firmware!r}: choose --firmware {' or '.join(FIRMWARES)}")
     if config.vcpus < 1:
         raise VmmError(f"a machine with {config.vcpus} vCPUs cannot run: give at least --smp 1")
     if config.gic == "v2" and config.vcpus > GIC_V2_MAX_VCPUS:

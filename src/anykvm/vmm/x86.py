@@ -7,14 +7,13 @@ CREATE_PIT2), ``Documentation/arch/x86/boot.rst``.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Final
 
 from anykvm.api import Kvm, Vcpu, Vm
 
-from . import acpi, bzimage, x86_cpuid, x86_entry, x86_map, x86_power
+from . import acpi, bzimage, mptable, x86_cpuid, x86_entry, x86_kernel, x86_map, x86_power
 from .cmos import Cmos
 from .config import MachineConfig, encode_command_line
 from .errors import VmmError
@@ -27,7 +26,6 @@ from .serial16550 import PORTS, Uart16550
 
 _ADDRESS_SIZES: Final = 0x80000008  # CPUID: eax bits 7:0
 _DEFAULT_ADDRESS_BITS: Final = 36
-_RNG_SEED_SIZE: Final = 32
 
 
 class X86:
@@ -36,7 +34,7 @@ class X86:
     not_ram = x86_map.RAM_HOLE.size
 
     def load_kernel(self, config: MachineConfig) -> None:
-        """Read the bzImage's header."""
+        """Read what the file says of itself."""
         self._config = config
         if config.vcpus > x86_map.MAX_VCPUS:
             raise VmmError(
@@ -47,9 +45,13 @@ class X86:
             raise VmmError(
                 f"{len(config.disks)} disks are too many: an x86 machine has {x86_map.VIRTIO_SLOTS - 1} at most"
             )
-        self._kernel = bzimage.load_kernel(config.kernel)
-        self._command_line = encode_command_line(config.command_line)
-        bzimage.check_command_line(self._kernel, self._command_line)
+        self._kernel = x86_kernel.open_kernel(config.kernel, config.entry)
+        line = config.command_line
+        if config.firmware == "mptable":
+            mptable.check(config.vcpus)
+            line = f"{line} {mptable.devices(len(config.disks) + 1)}"  # the other one is the entropy device
+        self._command_line = encode_command_line(line)
+        bzimage.check_command_line(self._kernel.command_line_size, self._command_line)
 
     def address_bits(self, kvm: Kvm) -> int:
         """As the CPU says it."""
@@ -59,7 +61,7 @@ class X86:
 
     def place(self, initrd_size: int, ram_size: int) -> None:
         """Kernel low, initrd high."""
-        self._layout = bzimage.place(self._kernel, initrd_size, ram_size)
+        self._kernel.place(initrd_size, ram_size)
 
     def ram_parts(self, ram_size: int) -> Sequence[tuple[int, int, int]]:
         """From 0 on, around the hole below 4 GiB."""
@@ -100,32 +102,23 @@ class X86:
         return x86_map.virtio_gsi(index)
 
     def load(self, ram: Ram, initrd: Content | None, virtio_slots: int) -> None:
-        """Kernel, initrd, ACPI tables, and the boot protocol's own."""
-        config, layout = self._config, self._layout
-        rsdp, tables = acpi.build(x86_map.ACPI_TABLES.base, config.vcpus, virtio_slots)
-        ram.write(x86_map.ACPI_TABLES.base, tables)
-        ram.write(x86_map.GDT, x86_entry.descriptors())
-        ram.write(x86_map.PAGE_TABLES, x86_entry.page_tables())
-        ram.write(x86_map.COMMAND_LINE, self._command_line + b"\0")
-        ram.write(x86_map.SETUP_DATA, bzimage.rng_seed(os.urandom(_RNG_SEED_SIZE)))
-        params = bzimage.boot_params(
-            self._kernel,
-            layout,
-            command_line=x86_map.COMMAND_LINE,
-            rsdp=rsdp,
-            setup_data=x86_map.SETUP_DATA,
-            e820=x86_map.e820(config.memory),
-        )
-        ram.write(x86_map.BOOT_PARAMS, params)
-        with ram.view(layout.kernel, self._kernel.content.size) as view:
-            self._kernel.content.load(view)
-        if initrd is not None:
-            with ram.view(layout.initrd, initrd.size) as view:
-                initrd.load(view)
+        """Kernel, initrd, ACPI or MP tables, and the boot protocol's own."""
+        config, rsdp = self._config, 0
+        if config.firmware == "mptable":
+            one = next((leaf for leaf in self._cpuid if leaf.function == 1), None)
+            signature, features = (0, 0) if one is None else (one.eax, one.edx)
+            tables = mptable.build(
+                x86_map.MP_TABLES.base, config.vcpus, virtio_slots, signature=signature, features=features
+            )
+            ram.write(x86_map.MP_TABLES.base, tables)
+        else:
+            rsdp, tables = acpi.build(x86_map.ACPI_TABLES.base, config.vcpus, virtio_slots)
+            ram.write(x86_map.ACPI_TABLES.base, tables)
+        self._kernel.load(ram, initrd, command_line=self._command_line, rsdp=rsdp, e820=x86_map.e820(config.memory))
 
     def enter(self, vcpu: Vcpu) -> None:
-        """At the kernel's 64-bit entry point."""
-        x86_entry.enter_linux(vcpu, self._layout.entry, x86_map.BOOT_PARAMS)
+        """At the kernel's entry point."""
+        self._kernel.enter(vcpu)
 
     def program_counter(self, vcpu: Vcpu) -> int:
         """RIP."""

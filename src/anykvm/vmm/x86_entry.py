@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How Linux is entered on x86: 64-bit mode with identity-mapped memory, as its boot protocol wants it.
+"""How kernels are entered on x86: 64-bit mode with identity-mapped memory, as Linux's boot protocol wants it, or 32-bit
+protected mode without paging, as PVH does.
 
 Sources: ``Documentation/arch/x86/boot.rst``, "64-bit Boot Protocol"; Intel SDM volume 3, 4.5 (four-level paging), 3.4.5
-(segment descriptors), 9.8 (switching to IA-32e mode).
+(segment descriptors), 9.8 (switching to IA-32e mode); Xen's ``docs/misc/pvh.pandoc``.
 """
 
 from __future__ import annotations
@@ -27,15 +28,19 @@ _TASK: Final = 0x20
 # Present, without base: 64-bit code and data of 4 GiB, a busy 64-bit TSS of 0x68 bytes (in two entries).
 _DESCRIPTORS: Final = (0, 0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x0000_8B00_0000_0067, 0)
 
+_CODE_32: Final = 0x28
+# The same, with 32-bit code at the end of it; the TSS is one of 32 bits, in one entry.
+_DESCRIPTORS_PVH: Final = (*_DESCRIPTORS[:5], 0x00CF_9B00_0000_FFFF)
+
 _MISC_ENABLE: Final = 0x1A0
 _FAST_STRINGS: Final = 1
 _MTRR_DEFAULT: Final = 0x2FF
 _MTRR_ON_WRITE_BACK: Final = 1 << 11 | 6
 
 
-def descriptors() -> bytes:
-    """The GDT, for ``x86_map.GDT``."""
-    return struct.pack(f"<{len(_DESCRIPTORS)}Q", *_DESCRIPTORS)
+def descriptors(*, pvh: bool = False) -> bytes:
+    """The GDT, for ``x86_map.GDT``: for Linux's 64-bit entry, or for PVH's."""
+    return struct.pack("<6Q", *(_DESCRIPTORS_PVH if pvh else _DESCRIPTORS))
 
 
 def page_tables() -> bytes:
@@ -55,12 +60,7 @@ def page_tables() -> bytes:
 def enter_linux(vcpu: Vcpu, entry: int, boot_params: int) -> None:
     """Set the boot vCPU's registers; both arguments are guest-physical addresses."""
     sregs = vcpu.get_sregs()
-    _segment(sregs.cs, _CODE)
-    for segment in (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs):
-        _segment(segment, _DATA)
-    _segment(sregs.tr, _TASK)
-    sregs.gdt.base, sregs.gdt.limit = x86_map.GDT, 8 * len(_DESCRIPTORS) - 1
-    sregs.idt.base, sregs.idt.limit = 0, 0  # no interrupt before the kernel has its own
+    _segments(sregs, _CODE, _DESCRIPTORS)
     sregs.cr0 = x86.X86_CR0_PE | x86.X86_CR0_ET | x86.X86_CR0_NE | x86.X86_CR0_WP | x86.X86_CR0_PG
     sregs.cr3 = x86_map.PAGE_TABLES
     sregs.cr4 = x86.X86_CR4_PAE
@@ -69,9 +69,29 @@ def enter_linux(vcpu: Vcpu, entry: int, boot_params: int) -> None:
     vcpu.set_regs(x86.KvmRegs(rip=entry, rsi=boot_params, rsp=x86_map.BOOT_STACK, rflags=x86.X86_EFLAGS_FIXED))
 
 
-def _segment(segment: x86.KvmSegment, selector: int) -> None:
+def enter_pvh(vcpu: Vcpu, entry: int, start_info: int) -> None:
+    """Set the boot vCPU's registers; both arguments are guest-physical addresses."""
+    sregs = vcpu.get_sregs()
+    _segments(sregs, _CODE_32, _DESCRIPTORS_PVH)
+    sregs.cr0 = x86.X86_CR0_PE | x86.X86_CR0_ET
+    sregs.cr3 = sregs.cr4 = 0
+    sregs.efer &= ~(_EFER_LME | _EFER_LMA)
+    vcpu.set_sregs(sregs)
+    vcpu.set_regs(x86.KvmRegs(rip=entry, rbx=start_info, rsp=x86_map.BOOT_STACK, rflags=x86.X86_EFLAGS_FIXED))
+
+
+def _segments(sregs: x86.KvmSregs, code: int, table: tuple[int, ...]) -> None:
+    _segment(sregs.cs, code, table)
+    for segment in (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs):
+        _segment(segment, _DATA, table)
+    _segment(sregs.tr, _TASK, table)
+    sregs.gdt.base, sregs.gdt.limit = x86_map.GDT, 8 * len(table) - 1
+    sregs.idt.base, sregs.idt.limit = 0, 0  # no interrupt before the kernel has its own
+
+
+def _segment(segment: x86.KvmSegment, selector: int, table: tuple[int, ...]) -> None:
     """Load a segment register, hidden part and all, from its descriptor."""
-    low, high = struct.unpack("<II", struct.pack("<Q", _DESCRIPTORS[selector // 8]))
+    low, high = struct.unpack("<II", struct.pack("<Q", table[selector // 8]))
     granular = high >> 23 & 1
     limit = high & 0xF_0000 | low & 0xFFFF
     segment.selector, segment.base = selector, 0

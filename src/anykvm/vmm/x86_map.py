@@ -19,6 +19,7 @@ COMMAND_LINE: Final = 0x2_0000
 SETUP_DATA: Final = 0x3_0000
 LOW_RAM_END: Final = 0x9_FC00
 ACPI_TABLES: Final = Region(0xE_0000, 0x2_0000)  # where the RSDP is looked for, and read-only memory on a PC
+MP_TABLES: Final = Region(0xF_0000, 0x1_0000)  # the half of it in which their pointer is looked for
 HIGH_RAM: Final = MIB
 
 RAM_HOLE: Final = Region(3 * GIB, GIB)
