@@ -15,14 +15,11 @@ from x86_board import (
     SMALL,
     SSF,
     TS,
-    bug,
     go,
-    marked,
 )
 
 from anykvm.engine import Event
 
-NO_LIMITS = "segments' limits and types are not checked"
 LIMITS = {
     "byte at the limit": ("mov %ds:0xfff,%al", None),
     "byte over the limit": ("mov %ds:0x1000,%al", GP),
@@ -33,7 +30,7 @@ LIMITS = {
 }
 
 
-@pytest.mark.parametrize("what", marked(LIMITS, [n for n in LIMITS if LIMITS[n][1]], NO_LIMITS))
+@pytest.mark.parametrize("what", LIMITS)
 def test_segment_limits(x86, what):
     code, vector = LIMITS[what]
     b = x86(f"mov ${SMALL},%eax; mov %eax,%ds; mov $1f,%ebp; 1: {code}; hlt", bits=32)
@@ -50,8 +47,8 @@ def test_segment_limits(x86, what):
     [
         (0x1000, 0),
         (0xFFFFFFFC - 0x100000, 0),
-        pytest.param(0xFFF, 1, marks=bug(NO_LIMITS)),
-        pytest.param(0, 1, marks=bug(NO_LIMITS)),
+        (0xFFF, 1),
+        (0, 1),
     ],
 )
 def test_expand_down_segments(x86, offset, faults):
@@ -85,16 +82,7 @@ SEGMENTS = {
 }
 
 
-UNCHECKED = (
-    "stack over the limit",
-    "store to read-only",
-    "load of a null segment",
-    "store to code",
-    "load of execute-only code",
-)
-
-
-@pytest.mark.parametrize("what", marked(SEGMENTS, UNCHECKED, NO_LIMITS))
+@pytest.mark.parametrize("what", SEGMENTS)
 def test_segment_faults(x86, what):
     code, vector, error = SEGMENTS[what]
     b = x86(f"mov $1f,%ebp; {code}; hlt", bits=32)
@@ -106,7 +94,6 @@ def test_segment_faults(x86, what):
     assert (t.vector, t.error, t.ip) == (vector, error, c.gpr[5])
 
 
-@bug(NO_LIMITS)
 def test_a_user_stack_over_its_limit(x86):
     b = x86("mov $1f,%ebp; 1: push %eax; hlt", bits=32)
     c = b.protected(user=True, rsp=0x2000)
@@ -115,7 +102,6 @@ def test_a_user_stack_over_its_limit(x86):
     assert (t.vector, t.error, t.ip, t.sp) == (SSF, 0, c.gpr[5], 0x2000)
 
 
-@bug(NO_LIMITS)
 def test_a_jump_over_the_code_limit(x86):
     b = x86("1: jmp 0x3000", bits=32)
     c = b.protected()

@@ -167,6 +167,7 @@ struct a64_cpreg {
 /* x86_64 */
 #define X86_TCG_HELPERS 39136
 #define X86_TCG_CPU_ENV 39152
+#define X86_TCG_SEG_BASE 39768 /* the six segments' bases, as temporaries */
 #define X86_TCG_UC 39280
 #define X86_ENV 35408
 #define X86_NEG 33216
@@ -219,12 +220,18 @@ struct a64_cpreg {
 #define X86_HF_CPL 0x3u
 #define X86_HF_INHIBIT_IRQ 0x8u
 #define X86_HF_CS32 0x10u
+#define X86_HF_ADDSEG 0x40u
+#define X86_HF_PE 0x80u
 #define X86_HF_LMA 0x4000u
 #define X86_HF_CS64 0x8000u
 #define X86_HF_SMM 0x80000u
 #define X86_HF_GUEST 0x200000u
 #define X86_HF_SMAP 0x800000u
 #define X86_HF_AM 0x08000000u /* ours, as the next: alignment is checked at ring 3 if EFLAGS.AC is set too */
+#define X86_HF_LIMITS_DATA 0x10000000u /* ES, CS, SS or DS is not flat */
+#define X86_HF_LIMITS_FS 0x20000000u
+#define X86_HF_LIMITS_GS 0x40000000u
+#define X86_HF_LIMITS 0x70000000u
 #define X86_HF_XM 0x80000000u /* an SSE exception is not masked */
 #define X86_EFLAGS_AC 0x40000u
 #define X86_TB_EFLAGS 0x73100u /* of EFLAGS, what a block is translated for */

@@ -8,7 +8,6 @@ void x86_cpu_do_interrupt_x86_64(void *cs);
 bool x86_cpu_exec_interrupt_x86_64(void *cs, int request);
 void do_interrupt_x86_hardirq_x86_64(void *env, int vector, int is_hw);
 void cpu_x86_update_cr4_x86_64(void *env, uint32_t v);
-void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 uint64_t qemu_ram_addr_from_host_x86_64(void *uc, void *ptr);
 
 #define VECTOR_DB 1
@@ -47,13 +46,11 @@ static void deliver(struct cpu *c, int vector)
     }
 }
 
-/* Asked at each return to the main loop; Unicorn's request word is never zero, so it always asks. */
-static bool exec_interrupt(void *cs, int request)
+static bool attend(struct cpu *c)
 {
-    struct cpu *c = cpu_of(cs);
+    void *cs = c->cs;
     uint64_t vector;
 
-    (void)request;
     if (cpu_attention(c) && !c->x86.debug.hits) {
         FIELD(cs, CS_EXIT_REQUEST, bool) = true;
         return false;
@@ -91,7 +88,19 @@ static bool exec_interrupt(void *cs, int request)
         return true;
     }
     park_between(c, EV_IRQ_WINDOW, 0);
-    return c->x86.inject >= 0 ? exec_interrupt(cs, request) : false;
+    return c->x86.inject >= 0 ? attend(c) : false;
+}
+
+/* Asked at each return to the main loop; Unicorn's request word is never zero, so it always asks. */
+static bool exec_interrupt(void *cs, int request)
+{
+    struct cpu *c = cpu_of(cs);
+    bool delivered = attend(c);
+
+    (void)request;
+    if ((FIELD(c->env, X86_HFLAGS, uint32_t) & (X86_HF_CS64 | X86_HF_LIMITS)) != X86_HF_CS64)
+        x86_segment_flags(c);
+    return delivered;
 }
 
 static bool has_work(void *cs)
@@ -195,6 +204,7 @@ static void on_exception(void *uc, uint32_t number, void *unused)
     }
     c->x86.own_ud = false;
     check_gate(c, number, software);
+    x86_segment_check_frame(c, number);
     x86_cpu_do_interrupt_x86_64(c->cs);
 }
 

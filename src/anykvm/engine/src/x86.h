@@ -29,11 +29,19 @@ struct x86_insn {
     bool undefined;
     bool aligned;     /* an operand of 16 bytes in memory must be aligned */
     bool sse;         /* it may raise a floating-point exception of SSE */
+    int segment;      /* of the last address that is not flat, -1 before there is one */
     bool uses_mxcsr;  /* STMXCSR, FXSAVE, XSAVE, and FXRSTOR and XRSTOR, which may leave it as it is */
 };
 void x86_decode(void *env, uint64_t va, bool code64, struct x86_insn *out);
 
 bool x86_uses_stack(void *env, uint64_t va, bool store);
+void x86_segment_flags(struct cpu *c);
+bool x86_segment_checked(uint32_t tb_flags, int n, bool store);
+void x86_segment_check(void *env, uint64_t va, uint32_t access);
+void x86_segment_check_frame(struct cpu *c, uint32_t vector);
+#define X86_SEGMENT_STORE 0x1000u
+
+void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 void x86_fault(void *env, int vector, uintptr_t ra) __attribute__((noreturn));
 void x86_mxcsr_read(void *env);
 void x86_mxcsr_written(void *env);

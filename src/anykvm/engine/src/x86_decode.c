@@ -10,7 +10,6 @@
 #define MOD(modrm) ((modrm) >> 6)
 #define REG(modrm) ((modrm) >> 3 & 7)
 
-void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 uint32_t __real_cpu_ldub_code_x86_64(void *env, uint64_t va);
 
 struct code {
@@ -148,7 +147,7 @@ void x86_decode(void *env, uint64_t va, bool code64, struct x86_insn *out)
     bool lock = false;
     uint8_t op, prefix = 0;
 
-    *out = (struct x86_insn){0};
+    *out = (struct x86_insn){.segment = -1};
     for (;;) {
         op = next(&code);
         if (code.at - va == LONGEST)

@@ -27,7 +27,6 @@
 uint64_t helper_read_eflags_x86_64(void *env);
 void helper_write_eflags_x86_64(void *env, uint64_t value, uint32_t mask);
 void cpu_x86_cpuid_x86_64(void *env, uint32_t fn, uint32_t index, uint32_t *a, uint32_t *b, uint32_t *c, uint32_t *d);
-void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 void helper_check_iob_x86_64(void *env, uint32_t port);
 void helper_check_iow_x86_64(void *env, uint32_t port);
 void helper_check_iol_x86_64(void *env, uint32_t port);

@@ -13,7 +13,7 @@
 #define TARGET_TCG_UC X86_TCG_UC
 #define TARGET_TCG_CPU_ENV X86_TCG_CPU_ENV
 #define TARGET_ICOUNT (X86_NEG + X86_ICOUNT_DECR - X86_ENV)
-#define TARGET_LAST(func) last(func)
+#define TARGET_LAST(func) last(c, func)
 #define TARGET_AROUND around
 
 uint64_t __wrap_helper_inb_x86_64(void *env, uint32_t port);
@@ -36,11 +36,12 @@ static bool restores_mxcsr(void *func)
 
 /*
  * Userspace may write to the instructions after one of port I/O: they are looked up again. After a write to MXCSR they
- * may be translated another way.
+ * may be translated another way; so they may after a segment was loaded, in code that has limits.
  */
-static bool last(void *func)
+static bool last(const struct cpu *c, void *func)
 {
-    return func == (void *)__wrap_helper_ldmxcsr_x86_64 || restores_mxcsr(func) ||
+    return (func == (void *)helper_load_seg_x86_64 && !(c->x86.tb_flags & X86_HF_CS64)) ||
+           func == (void *)__wrap_helper_ldmxcsr_x86_64 || restores_mxcsr(func) ||
            func == (void *)__wrap_helper_outb_x86_64 || func == (void *)__wrap_helper_inb_x86_64 ||
            func == (void *)__wrap_helper_outl_x86_64 || func == (void *)__wrap_helper_inl_x86_64 ||
            func == (void *)__wrap_helper_outw_x86_64 || func == (void *)__wrap_helper_inw_x86_64;
@@ -65,6 +66,7 @@ static const struct helper {
     {(void *)x86_mxcsr_written, "mxcsr_written", 0, TCG_ARG1_64BIT},
     {(void *)x86_sse_before, "sse_before", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
     {(void *)check_stack_segment, "check_stack_segment", 0, TCG_ARG1_64BIT},
+    {(void *)x86_segment_check, "segment_check", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
     {(void *)x86_sse_after, "sse_after", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
 };
 
@@ -95,6 +97,7 @@ static void around(struct cpu *c, void *tcg, void *func, int nargs, void **args,
 }
 
 /* An instruction is undefined: the translator reads another. */
+uint32_t __real_cpu_ldub_code_x86_64(void *env, uint64_t va);
 uint32_t __wrap_cpu_ldub_code_x86_64(void *env, uint64_t va)
 {
     static const uint8_t ud2[] = {0x0f, 0x0b};
@@ -120,27 +123,62 @@ static uint32_t aligned(void *tcg, uint32_t memop)
     return checks ? memop | MO_ALIGN : memop;
 }
 
+/* An address is made of an offset and a segment's base: which segment's? */
+void __real_tcg_gen_op3_x86_64(void *tcg, int op, uintptr_t a, uintptr_t b, uintptr_t c);
+void __wrap_tcg_gen_op3_x86_64(void *tcg, int op, uintptr_t a, uintptr_t b, uintptr_t c)
+{
+    struct x86_insn *insn = cpu_of_uc(FIELD(tcg, X86_TCG_UC, void *))->x86.insn;
+
+    for (int n = 0; insn && n < 6; n++) {
+        uintptr_t base = (uintptr_t)tcg + FIELD(tcg, X86_TCG_SEG_BASE + 8 * n, uintptr_t);
+
+        if (b == base || c == base)
+            insn->segment = n;
+    }
+    __real_tcg_gen_op3_x86_64(tcg, op, a, b, c);
+}
+
+intptr_t tcg_const_i32_x86_64(void *tcg, int32_t value);
+static void check_segment(void *tcg, void *va, uint32_t memop, bool store)
+{
+    struct cpu *c = cpu_of_uc(FIELD(tcg, X86_TCG_UC, void *));
+    int n = c->x86.insn ? c->x86.insn->segment : -1;
+    char *access;
+
+    if (n < 0 || !x86_segment_checked(c->x86.tb_flags, n, store))
+        return;
+    access = (char *)tcg + tcg_const_i32_x86_64(tcg, n | 16 << (memop & MO_SIZE) | (store ? X86_SEGMENT_STORE : 0));
+    __real_tcg_gen_callN_x86_64(tcg, (void *)x86_segment_check, NULL, 3,
+                                (void *[]){(char *)tcg + FIELD(tcg, X86_TCG_CPU_ENV, intptr_t), (char *)tcg + (intptr_t)va,
+                                           access});
+    tcg_temp_free_internal_x86_64(tcg, access);
+}
+
 void __real_tcg_gen_qemu_ld_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
 void __wrap_tcg_gen_qemu_ld_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
 {
+    check_segment(tcg, va, memop, false);
     __real_tcg_gen_qemu_ld_i32_x86_64(tcg, value, va, mode, aligned(tcg, memop));
 }
 
 void __real_tcg_gen_qemu_ld_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
 void __wrap_tcg_gen_qemu_ld_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
 {
+    check_segment(tcg, va, memop, false);
     __real_tcg_gen_qemu_ld_i64_x86_64(tcg, value, va, mode, aligned(tcg, memop));
 }
 
 void __real_tcg_gen_qemu_st_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
 void __wrap_tcg_gen_qemu_st_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
 {
+    check_segment(tcg, va, memop, true);
     __real_tcg_gen_qemu_st_i32_x86_64(tcg, value, va, mode, aligned(tcg, memop));
 }
 
 void __real_tcg_gen_qemu_st_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
 void __wrap_tcg_gen_qemu_st_i64_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop)
 {
+    check_segment(tcg, va, memop, true);
     __real_tcg_gen_qemu_st_i64_x86_64(tcg, value, va, mode, aligned(tcg, memop));
 }
 
