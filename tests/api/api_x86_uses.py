@@ -12,6 +12,7 @@ Use = Callable[[Any], Any]
 
 KVM: dict[str, Use] = {
     "get_supported_cpuid": lambda h: h.get_supported_cpuid(),
+    "get_supported_hv_cpuid": lambda h: h.get_supported_hv_cpuid(),
     "get_msr_index_list": lambda h: h.get_msr_index_list(),
     "get_msr_feature_index_list": lambda h: h.get_msr_feature_index_list(),
     "get_feature_msrs": lambda h: h.get_feature_msrs([x86.MSR_IA32_UCODE_REV]),

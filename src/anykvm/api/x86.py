@@ -16,6 +16,7 @@ from anykvm.uapi.x86 import (
     KVM_GET_MSR_INDEX_LIST,
     KVM_GET_MSRS,
     KVM_GET_SUPPORTED_CPUID,
+    KVM_GET_SUPPORTED_HV_CPUID,
     KVM_X86_GET_MCE_CAP_SUPPORTED,
     KvmCpuid2,
     KvmCpuidEntry2,
@@ -149,6 +150,10 @@ class X86System(Handle):
     def get_supported_cpuid(self) -> list[CpuidEntry]:
         """What a vCPU's CPUID can offer (api.rst 4.46), for :meth:`Vcpu.set_cpuid2`. Errors: EBADF."""
         return fetch_cpuid(self, KVM_GET_SUPPORTED_CPUID)
+
+    def get_supported_hv_cpuid(self) -> list[CpuidEntry]:
+        """What Hyper-V's leaves of a CPUID can offer (api.rst 4.118). Errors: EBADF, EINVAL if there are none."""
+        return fetch_cpuid(self, KVM_GET_SUPPORTED_HV_CPUID)
 
     def get_msr_index_list(self) -> list[int]:
         """The MSRs to save and restore (api.rst 4.3). Errors: EBADF."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """x86's part of the KVM ABI: requests, flags, control-register bits.
 
-The structures are in ``x86_structs``, ``x86_irqchip`` (with the PIT), ``x86_msr`` and ``x86_cpuid``; all of them can be
-imported from here. Source: ``arch/x86/include/uapi/asm/kvm.h``, ``include/uapi/linux/kvm.h``; section numbers are those
-of ``Documentation/virt/kvm/api.rst``.
+The structures are in ``x86_structs``, ``x86_irqchip`` (with the PIT), ``x86_msr``, ``x86_cpuid`` and ``x86_hyperv``;
+all of them can be imported from here. Source: ``arch/x86/include/uapi/asm/kvm.h``, ``include/uapi/linux/kvm.h``; the
+section numbers are those of ``Documentation/virt/kvm/api.rst``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 from .ioctl import _IO, _IOR, _IOW, _IOWR, KVMIO
 from .x86_cpuid import *  # noqa: F403
 from .x86_cpuid import KvmCpuid, KvmCpuid2
+from .x86_hyperv import *  # noqa: F403
 from .x86_irqchip import *  # noqa: F403
 from .x86_irqchip import KvmLapicState, KvmPitConfig, KvmPitState, KvmPitState2
 from .x86_msr import *  # noqa: F403
@@ -45,6 +46,7 @@ KVM_GET_MSR_INDEX_LIST: Final = _IOWR(KVMIO, 0x02, KvmMsrList)  # 4.3
 KVM_GET_SUPPORTED_CPUID: Final = _IOWR(KVMIO, 0x05, KvmCpuid2)  # 4.46
 KVM_GET_EMULATED_CPUID: Final = _IOWR(KVMIO, 0x09, KvmCpuid2)  # 4.88
 KVM_GET_MSR_FEATURE_INDEX_LIST: Final = _IOWR(KVMIO, 0x0A, KvmMsrList)  # 4.3
+KVM_GET_SUPPORTED_HV_CPUID: Final = _IOWR(KVMIO, 0xC1, KvmCpuid2)  # 4.118
 KVM_X86_GET_MCE_CAP_SUPPORTED: Final = _IOR(KVMIO, 0x9D, c_uint64)  # 4.104
 
 # A VM fd.

@@ -77,6 +77,12 @@ OFFERED: Final = {
     caps.KVM_CAP_SYS_ATTRIBUTES: 1,
     caps.KVM_CAP_X86_TRIPLE_FAULT_EVENT: 1,
     caps.KVM_CAP_VM_TYPES: 1,
+    caps.KVM_CAP_HYPERV: 1,
+    caps.KVM_CAP_HYPERV_SPIN: 1,
+    caps.KVM_CAP_HYPERV_TIME: 1,
+    caps.KVM_CAP_HYPERV_VP_INDEX: 1,
+    caps.KVM_CAP_HYPERV_CPUID: 1,
+    caps.KVM_CAP_SYS_HYPERV_CPUID: 1,
 }
 
 

@@ -158,6 +158,11 @@ def is_amd(leaves: tuple[CpuidLeaf, ...]) -> bool:
     return vendor in (b"AuthenticAMD", b"HygonGenuine")
 
 
+def hypercall_insn(leaves: tuple[CpuidLeaf, ...]) -> bytes:
+    """Give the vendor's own instruction for a hypercall: VMMCALL or VMCALL."""
+    return b"\x0f\x01\xd9" if is_amd(leaves) else b"\x0f\x01\xc1"
+
+
 def find_kvm_features(leaves: tuple[CpuidLeaf, ...]) -> int:
     """Find KVM_CPUID_FEATURES' eax, where KVM's signature is (a multiple of 0x100 from 0x40000000 on); 0 without."""
     signature = tuple(int.from_bytes(uapi.KVM_SIGNATURE[start : start + 4], "little") for start in (0, 4, 8))

@@ -15,7 +15,7 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun, RunHypercall
 
-from . import cpuid, engine, pv, timer, tpr, translate
+from . import cpuid, engine, hyperv, pv, timer, tpr, translate
 
 if TYPE_CHECKING:
     from .half_done import HalfDone
@@ -36,22 +36,17 @@ _ICR_DESTINATION: Final = 0x800 | 0xC0000
 _PAIRING: Final = struct.Struct("<qqQI36x")
 
 
-_VMCALL: Final = b"\x0f\x01\xc1"
-_VMMCALL: Final = b"\x0f\x01\xd9"
-
-
 def _fix(vcpu: X86Vcpu, byte: int) -> bool:
     """See to a call by the other vendor's instruction: it is replaced, or with that quirk disabled undefined.
 
     ``byte`` is the instruction's third. What the guest's own vendor is, its CPUID says. False if it is undefined.
     """
-    native = _VMMCALL if cpuid.is_amd(vcpu.cpuid) else _VMCALL
+    native = cpuid.hypercall_insn(vcpu.cpuid)
     if byte == native[2]:
         return True
     cpu = vcpu.cpu
     if vcpu.vm.disabled_quirks & uapi.KVM_X86_QUIRK_FIX_HYPERCALL_INSN:
-        cpu.rip -= LENGTH
-        cpu.raise_exception(uapi.UD_VECTOR)
+        _undefined(vcpu)
         return False
     linear = cpu.get_segment(engine.CS)[1] + cpu.rip - LENGTH & _U64
     for offset in range(LENGTH):
@@ -60,6 +55,11 @@ def _fix(vcpu: X86Vcpu, byte: int) -> bool:
         if address != translate.UNMAPPED:
             vcpu.vm.write_guest(address, native[offset : offset + 1])
     return True
+
+
+def _undefined(vcpu: X86Vcpu) -> None:
+    vcpu.cpu.rip -= LENGTH
+    vcpu.cpu.raise_exception(uapi.UD_VECTOR)
 
 
 def call(vcpu: X86Vcpu, byte: int) -> bool:
@@ -76,6 +76,12 @@ def call(vcpu: X86Vcpu, byte: int) -> bool:
     long_mode = bool(cpu.get_segment(engine.CS)[3] & _CS_L) and bool(cpu.efer & uapi.EFER_LMA)
     mask = _U64 if long_mode else 0xFFFFFFFF
     number = gpr[engine.RAX] & mask
+    if hyperv.takes_calls(vcpu):
+        if cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3 or not cpu.cr0 & uapi.X86_CR0_PE:
+            _undefined(vcpu)
+        else:
+            hyperv.call(vcpu, long_mode)
+        return True
     args = tuple(gpr[register] & mask for register in (engine.RBX, engine.RCX, engine.RDX, engine.RSI))
     if cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3:
         result = -uapi.KVM_EPERM

@@ -11,7 +11,7 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.services import Services
 
-from . import cpuid, msrs, sysregs
+from . import cpuid, hyperv, msrs, sysregs
 from .xsave import XCR0_SUPPORTED
 
 
@@ -60,9 +60,15 @@ def get_device_attr(services: Services, arg: int) -> int:
     return 0
 
 
+def get_supported_hv_cpuid(services: Services, arg: int) -> int:
+    """KVM_GET_SUPPORTED_HV_CPUID; E2BIG, EFAULT."""
+    return cpuid.write(services, arg, hyperv.supported())
+
+
 IOCTLS: Final[dict[int, Callable[[Services, int], int]]] = {
     uapi.KVM_GET_SUPPORTED_CPUID: get_supported_cpuid,
     uapi.KVM_GET_EMULATED_CPUID: get_emulated_cpuid,
+    uapi.KVM_GET_SUPPORTED_HV_CPUID: get_supported_hv_cpuid,
     uapi.KVM_GET_MSR_INDEX_LIST: get_msr_index_list,
     uapi.KVM_GET_MSR_FEATURE_INDEX_LIST: get_msr_feature_index_list,
     uapi.KVM_GET_MSRS: msrs.get_feature_msrs,

@@ -160,6 +160,7 @@ def write_system_time(vcpu: X86Vcpu, value: int, host: bool) -> None:
 def update_page(vcpu: X86Vcpu) -> None:
     """Write the page: the TSC and the clock as they are now, and the rate; an address without memory is ignored."""
     vcpu.clock_stale = False
+    vcpu.vm.hyperv.update_page(vcpu)
     if not vcpu.system_time & _SYSTEM_TIME_ENABLE:
         return
     address = vcpu.system_time & ~1

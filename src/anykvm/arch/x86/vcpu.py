@@ -19,7 +19,7 @@ from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..memory import connect_ring
 from ..sleep import Sleep
-from . import cpuid, debug, engine, inject, lapic_x2apic, sysregs, timer, tpr
+from . import cpuid, debug, engine, hyperv, inject, lapic_x2apic, sysregs, timer, tpr
 from .engine import LINE_INTR
 from .half_done import Batch, HalfDone
 from .xsave import XFEATURE_FP
@@ -96,6 +96,7 @@ class X86Vcpu(HalfDone):
         self.pv_enforced = False
         """KVM_CAP_ENFORCE_PV_FEATURE_CPUID."""
         self.pv_features = 0
+        self.hyperv_enabled = False
         self.steal_msr: int = 0
         self.steal_seen = 0
         self.steal_written = 0
@@ -218,6 +219,7 @@ class X86Vcpu(HalfDone):
             return
         self.cpuid = leaves
         self.pv_features = cpuid.find_kvm_features(leaves)
+        self.hyperv_enabled = hyperv.enabled(leaves)
         if self.lapic is not None:
             features = self.cpuid_leaf(1)
             lapic_x2apic.set_features(self.lapic, features[5] if features is not None else 0)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import caps, common
 from anykvm.uapi import x86 as uapi
 
-from . import cpuid, debug, events, mce, mp_state, msrs, sregs, timer, tpr, translate, xsave
+from . import cpuid, debug, events, hyperv, mce, mp_state, msrs, sregs, timer, tpr, translate, xsave
 
 if TYPE_CHECKING:
     from .lapic import Lapic
@@ -246,6 +246,11 @@ def enable_cap(vcpu: X86Vcpu, arg: int) -> int:
     return 0
 
 
+def get_supported_hv_cpuid(vcpu: X86Vcpu, arg: int) -> int:
+    """KVM_GET_SUPPORTED_HV_CPUID on a vCPU; E2BIG, EFAULT."""
+    return cpuid.write(vcpu.vcpu.services, arg, hyperv.supported())
+
+
 # Device attributes of a vCPU: its TSC's offset.
 
 
@@ -302,6 +307,7 @@ IOCTLS: Final[dict[int, Callable[[X86Vcpu, int], int]]] = {
     uapi.KVM_SET_CPUID: set_cpuid,
     uapi.KVM_SET_CPUID2: set_cpuid2,
     uapi.KVM_GET_CPUID2: get_cpuid2,
+    uapi.KVM_GET_SUPPORTED_HV_CPUID: get_supported_hv_cpuid,
     uapi.KVM_GET_MSRS: msrs.get_msrs,
     uapi.KVM_SET_MSRS: msrs.set_msrs,
     common.KVM_INTERRUPT: interrupt,

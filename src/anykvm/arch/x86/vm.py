@@ -11,6 +11,7 @@ from anykvm.uapi import x86 as uapi
 from anykvm.virt.dirty_ring import mark_written
 
 from . import irqchip
+from .hyperv import HyperV
 from .msr_filter import ALLOW_ALL, MsrFilter
 from .timer import KvmClock
 
@@ -57,6 +58,7 @@ class X86Vm:
         """KVM_SET_TSC_KHZ on the VM; 0 is the engine's own rate."""
         self.tsc_offset: int | None = None
         self.clock = KvmClock(self)
+        self.hyperv: HyperV = HyperV()
         self.user_space_msr = 0
         self.exception_payload = False
         self.triple_fault_event = False
