@@ -60,6 +60,7 @@ VCPU: dict[str, Use] = {
     "set_lapic": lambda h: h.set_lapic(x86.KvmLapicState()),
     "interrupt": lambda h: h.interrupt(0x20),
     "nmi": lambda h: h.nmi(),
+    "smi": lambda h: h.smi(),
     "setup_mce": lambda h: h.setup_mce(1),
     "get_tsc_khz": lambda h: h.get_tsc_khz(),
     "set_tsc_khz": lambda h: h.set_tsc_khz(0),

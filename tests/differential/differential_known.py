@@ -14,6 +14,8 @@ def known(sequence: list[Any], kernel: list[Any], software: list[Any]) -> str | 
     operation, theirs, ours = sequence[-1], kernel[-1], software[-1]
     if operation[0] == "run" or "KVM_RUN" in operation:
         return _known_run(sequence, theirs, ours)
+    if _of_smm(operation) and theirs in ("EINVAL", "ENOTTY"):
+        return "a kernel without CONFIG_KVM_SMM has no system management mode, and one address space"
     if operation[0] != "ioctl":
         return None
     request = operation[2]
@@ -40,6 +42,16 @@ def _known_run(sequence: list[Any], theirs: Any, ours: Any) -> str | None:
     if any(injects(earlier) for earlier in sequence):
         return "an interrupt that userspace injects while IF is clear: VMX refuses the entry, kvm_pvm delivers it"
     return None
+
+
+def _of_smm(operation: list[Any]) -> bool:
+    """Whether an operation sends an SMI, sets a vCPU's SMI state, or is about address space 1."""
+    if operation[0] == "modify":
+        return any(path.startswith("smi.") and value for path, value in operation[4].items())
+    if operation[0] != "ioctl":
+        return False
+    argument = operation[3]
+    return operation[2] == "KVM_SMI" or (isinstance(argument, list) and argument[1].get("slot", 0) >> 16 == 1)
 
 
 def _amid_an_access(sequence: list[Any], outcomes: list[Any]) -> bool:

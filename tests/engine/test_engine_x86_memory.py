@@ -250,3 +250,62 @@ def test_a_closed_cpu_and_machine_refuse(x86):
     c.close()
     with pytest.raises(RuntimeError):
         c.run()
+
+
+# Address spaces: a cpu sees the regions of one.
+
+
+def test_a_cpu_sees_the_regions_of_its_space(x86):
+    b = x86("mov (%rbx),%rax; add $1,%rax; mov %rax,(%rbx); hlt")
+    ram = second(b, 1)
+    other = second(b, 1, space=1)
+    low = b.machine
+    low.map(0, SIZE, b.hva, space=1)
+    ram[:8], other[:8] = (0x10).to_bytes(8, "little"), (0x20).to_bytes(8, "little")
+    c = b.long(rbx=OTHER)
+    for space, value in ((0, 0x11), (1, 0x21), (0, 0x12), (1, 0x22)):
+        c.space, c.rip = space, 0x1000
+        assert c.run() == LAST
+        assert c.gpr[RAX] == value
+    assert (ram[0], other[0]) == (0x12, 0x22)
+    low.unmap(OTHER, 1)
+    c.rip = 0x1000
+    assert c.run()[:2] == (Event.MMIO_READ, OTHER)
+    with pytest.raises(RuntimeError, match="half done"):
+        c.space = 0
+
+
+def test_spaces_have_their_own_overlaps_and_logs(x86):
+    b = x86("movb $1,(%rbx); hlt")
+    bitmap = (ctypes.c_uint64 * 1)()
+    second(b, 2)
+    second(b, 2, space=1, dirty=ctypes.addressof(bitmap))
+    b.machine.map(0, SIZE, b.hva, space=1)
+    with pytest.raises(ValueError, match="overlaps"):
+        second(b, 1, space=1)
+    with pytest.raises(ValueError, match="no region"):
+        b.machine.unmap(OTHER, 2)
+    c = b.long(rbx=OTHER + 4096)
+    assert c.run() == LAST
+    c.space, c.rip = 1, 0x1000
+    assert c.run() == LAST
+    assert b.machine.harvest_dirty(OTHER, 1) == (2).to_bytes(8, "little")
+    with pytest.raises(ValueError, match="dirty log"):
+        b.machine.harvest_dirty(OTHER)
+
+
+def test_code_is_that_of_the_space(x86):
+    b = x86("nop; hlt")
+    code = b.load("mov $1,%eax; hlt", at=FUNCTION)
+    page = bytearray(b.ram[FUNCTION : FUNCTION + 4096])
+    other = mmap.mmap(-1, SIZE)
+    b.kept.append(other)
+    other[:SIZE] = b.ram[:SIZE]
+    other[FUNCTION : FUNCTION + len(code)] = code.replace(b"\x01", b"\x02", 1)
+    b.machine.map(0, SIZE, ctypes.addressof(ctypes.c_char.from_buffer(other)), space=1)
+    c = b.long()
+    for space in (0, 1, 0, 1):
+        c.space, c.rip = space, FUNCTION
+        assert c.run() == LAST
+        assert c.gpr[RAX] == space + 1
+    assert bytes(page[: len(code)]) == code

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 from x86_board import (
+    CODE,
     CODE16,
     CODE32,
     CODE32U,
@@ -33,6 +34,8 @@ from x86_board import (
     USTACK,
     go,
 )
+
+from anykvm.engine import Event
 
 AT = "lea 1f(%rip), %r15\n"
 STAR, LSTAR, CSTAR, FMASK = 0xC0000081, 0xC0000082, 0xC0000083, 0xC0000084
@@ -265,3 +268,44 @@ def test_swapgs_and_segment_bases(x86):
     assert (c.gpr[RAX], c.gpr[RBX], c.gpr[RCX]) == (1, 2, 3)
     assert (c.get_msr(GS_BASE), c.get_msr(KERNEL_GS_BASE)) == (DATA + 0x100, DATA)
     assert c.get_segment(5)[1] == DATA + 0x100
+
+
+# System management mode: the engine knows RSM, and nothing else of it.
+
+
+def test_rsm_is_an_event_where_it_is_asked_for(x86):
+    """What replaces the state does so while it is parked; elsewhere it is undefined."""
+    b = x86("rsm; hlt")
+    c = b.long()
+    assert go(c) == LAST
+    assert b.trap(c).vector == UD
+    c = b.long()
+    c.smm = True
+    assert c.run()[0] == Event.RSM
+    assert c.rip == CODE
+    c.rip = CODE + 2
+    c.smm = False
+    assert c.run() == LAST
+    assert c.rip == CODE + 3
+
+
+def test_an_exception_that_waits_can_be_asked_for(x86):
+    b = x86("nop; hlt")
+    c = b.long()
+    assert c.raised == -1
+    c.raise_exception(UD)
+    assert c.raised == UD
+    assert go(c) == LAST
+    assert b.trap(c).vector == UD
+    assert c.raised == -1
+
+
+def test_an_nmi_that_waits_can_be_taken_back(x86):
+    b = x86("hlt")
+    c = b.long()
+    c.nmi_masked = True
+    c.nmi()
+    assert c.nmi_pending
+    c.nmi_pending = False
+    c.nmi_masked = False
+    assert c.run() == LAST

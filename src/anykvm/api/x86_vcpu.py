@@ -35,6 +35,7 @@ from anykvm.uapi.x86 import (
     KVM_SET_VCPU_EVENTS,
     KVM_SET_XCRS,
     KVM_SET_XSAVE,
+    KVM_SMI,
     KVM_X86_SETUP_MCE,
     KvmDebugregs,
     KvmFpu,
@@ -184,6 +185,10 @@ class X86Cpu(Handle):
     def nmi(self) -> None:
         """Raise an NMI (api.rst 4.64). Errors: EBADF."""
         self.ioctl(KVM_NMI)
+
+    def smi(self) -> None:
+        """Raise a system management interrupt (api.rst 4.96; KVM_CAP_X86_SMM). Errors: EBADF, ENOTTY without it."""
+        self.ioctl(KVM_SMI)
 
     def setup_mce(self, cap: int) -> None:
         """What machine checks the vCPU has (api.rst 4.105): the number of banks, and bits of

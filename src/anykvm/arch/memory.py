@@ -22,16 +22,16 @@ class EngineMemory(ArchHooks):
         machine: Machine = vm.arch.machine
         if old is not None and new is not None:
             with machine.stopped():
-                machine.unmap(old.gpa)
+                machine.unmap(old.gpa, old.as_id)
                 _map(machine, new)
         elif old is not None:
-            machine.unmap(old.gpa)
+            machine.unmap(old.gpa, old.as_id)
         elif new is not None:
             _map(machine, new)
 
     def harvest_dirty(self, vm: Vm, slot: MemorySlot) -> bytes:
         """Take the bitmap out of the engine's hands, atomically."""
-        return bytes(vm.arch.machine.harvest_dirty(slot.gpa))
+        return bytes(vm.arch.machine.harvest_dirty(slot.gpa, slot.as_id))
 
     def clear_dirty(self, vm: Vm, slot: MemorySlot, first_page: int, mask: bytes) -> None:
         """Clear bits while no vCPU can set one."""
@@ -60,5 +60,11 @@ def connect_ring(vcpu: Vcpu, cpu: RingCpu) -> None:
 def _map(machine: Machine, slot: MemorySlot) -> None:
     dirty = slot.dirty.address if slot.dirty is not None else 0
     machine.map(
-        slot.gpa, slot.size, slot.userspace_addr, readonly=slot.readonly, dirty=dirty, tag=slot.as_id << 16 | slot.id
+        slot.gpa,
+        slot.size,
+        slot.userspace_addr,
+        readonly=slot.readonly,
+        dirty=dirty,
+        tag=slot.as_id << 16 | slot.id,
+        space=slot.as_id,
     )

@@ -57,5 +57,7 @@ class Event(IntEnum):
     """On Python's main thread: a signal came, and its handler has run."""
     HYPERCALL = 21
     """VMCALL or VMMCALL; ``a`` is its third byte; the instruction pointer is after it."""
+    RSM = 22
+    """RSM while ``smm`` is set: the state is to be replaced."""
     HLT = 8
     """x86's name for :attr:`WFI`."""

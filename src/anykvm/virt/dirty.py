@@ -89,7 +89,7 @@ def _check_bitmaps(vm: Vm) -> None:
 
 def _check_number(vm: Vm, number: int) -> None:
     as_id, slot_id = number >> 16, number & 0xFFFF
-    if as_id or slot_id >= vm.hooks.user_mem_slots:
+    if as_id >= vm.hooks.address_spaces or slot_id >= vm.hooks.user_mem_slots:
         raise OSError(errno.EINVAL, f"there is no slot number {slot_id} in address space {as_id}")
 
 

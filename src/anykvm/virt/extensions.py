@@ -58,6 +58,8 @@ def check_extension(hooks: ArchHooks, vm: Vm | None, cap: int) -> int:
         return hooks.max_vcpu_ids
     if cap == caps.KVM_CAP_NR_MEMSLOTS:
         return hooks.user_mem_slots
+    if cap == caps.KVM_CAP_MULTI_ADDRESS_SPACE:
+        return hooks.address_spaces if hooks.address_spaces > 1 else 0
     if cap == caps.KVM_CAP_COALESCED_MMIO:
         return hooks.coalesced_mmio_page
     if cap == caps.KVM_CAP_READONLY_MEM:

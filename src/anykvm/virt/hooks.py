@@ -41,6 +41,8 @@ class ArchHooks(Protocol):
     """KVM_CAP_COALESCED_MMIO: which page of a vCPU's mapping is the ring of coalesced writes."""
     user_mem_slots: int = 32767
     """KVM_CAP_NR_MEMSLOTS: slot numbers are below this; x86 keeps three of them for itself."""
+    address_spaces: int = 1
+    """KVM_CAP_MULTI_ADDRESS_SPACE, if there is more than one: x86 has another in system management mode."""
     readonly_memory: bool = True
     """KVM_CAP_READONLY_MEM: whether a slot may have KVM_MEM_READONLY."""
     irqchip_pins: tuple[int, ...] = ()

@@ -103,24 +103,24 @@ class MemorySlots:
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
-        self._table = _Table([], [])
+        self._tables = tuple(_Table([], []) for _ in range(vm.hooks.address_spaces))
         self._by_id: dict[int, MemorySlot] = {}
 
     def __len__(self) -> int:
-        return len(self._table.slots)
+        return len(self._by_id)
 
     @property
     def slots(self) -> list[MemorySlot]:
-        """The slots by guest-physical address; do not change the list."""
-        return self._table.slots
+        """The slots of address space 0 by guest-physical address; do not change the list."""
+        return self._tables[0].slots
 
     def by_id(self, number: int) -> MemorySlot | None:
         """Find a slot by its number (address space in the upper 16 bits); slots_lock is held."""
         return self._by_id.get(number)
 
-    def find(self, gpa: int) -> MemorySlot | None:
-        """Find the slot a guest-physical address is in."""
-        table = self._table
+    def find(self, gpa: int, as_id: int = 0) -> MemorySlot | None:
+        """Find the slot that a guest-physical address of an address space is in."""
+        table = self._tables[as_id]
         gfn = gpa >> PAGE_SHIFT
         index = bisect_right(table.bases, gfn) - 1
         if index >= 0:
@@ -129,9 +129,9 @@ class MemorySlots:
                 return slot
         return None
 
-    def gpa_to_hva(self, gpa: int, size: int, write: bool = False) -> int | None:
+    def gpa_to_hva(self, gpa: int, size: int, write: bool = False, as_id: int = 0) -> int | None:
         """Translate a guest-physical range that lies in one slot; None if it does not, or is read-only and written."""
-        slot = self.find(gpa)
+        slot = self.find(gpa, as_id)
         if slot is None or gpa + size > slot.gpa + slot.size or (write and slot.readonly):
             return None
         return slot.userspace_addr + gpa - slot.gpa
@@ -186,15 +186,17 @@ class MemorySlots:
                 raise OSError(errno.EINVAL, f"the slot's {what} {value:#x} is not a multiple of {PAGE_SIZE}")
         if hva + size > USER_ADDRESS_LIMIT:
             raise OSError(errno.EINVAL, f"{hva:#x} is not a user address")
-        if number >> 16 or number & 0xFFFF >= hooks.user_mem_slots:
-            raise OSError(errno.EINVAL, f"slot {number:#x} is not below {hooks.user_mem_slots} in address space 0")
+        if number >> 16 >= hooks.address_spaces:
+            raise OSError(errno.EINVAL, f"there is no address space {number >> 16}: slot {number:#x} cannot be in it")
+        if number & 0xFFFF >= hooks.user_mem_slots:
+            raise OSError(errno.EINVAL, f"slot number {number & 0xFFFF:#x} is not below {hooks.user_mem_slots}")
         if gpa + size >= _ADDRESS_SPACE:
             raise OSError(errno.EINVAL, f"a slot of {size:#x} bytes at {gpa:#x} runs over the end of the address space")
         if size >> PAGE_SHIFT > KVM_MEM_MAX_NR_PAGES:
             raise OSError(errno.EINVAL, f"a slot has at most {KVM_MEM_MAX_NR_PAGES} pages")
 
     def _check_overlap(self, number: int, base_gfn: int, npages: int) -> None:
-        table = self._table
+        table = self._tables[number >> 16]
         # Neighbours only: those before the end, backwards; the slot itself does not count.
         index = bisect_right(table.bases, base_gfn + npages - 1) - 1
         while index >= 0:
@@ -220,13 +222,16 @@ class MemorySlots:
     def _set(self, old: MemorySlot | None, new: MemorySlot | None, change: SlotChange) -> int:
         vm = self._vm
         vm.hooks.prepare_memory_region(vm, old, new, change)
-        before = self._table
+        before = self._tables
+        changed = new or old
+        assert changed is not None
+        as_id = changed.as_id
         vm.services.publish("memory slots")
-        self._table = before.replace(old, new)
+        self._tables = (*before[:as_id], before[as_id].replace(old, new), *before[as_id + 1 :])
         try:
             vm.hooks.commit_memory_region(vm, old, new, change)
         except BaseException:
-            self._table = before
+            self._tables = before
             raise
         if new is not None:
             self._by_id[new.as_id << 16 | new.id] = new
@@ -239,9 +244,10 @@ class MemorySlots:
 
     def free(self) -> None:
         """Give the slots' memory back, when the VM dies and ``vm.arch`` is gone."""
-        table, self._table = self._table, _Table([], [])
+        slots = list(self._by_id.values())
+        self._tables = tuple(_Table([], []) for _ in self._tables)
         self._by_id.clear()
-        for slot in table.slots:
+        for slot in slots:
             if slot.dirty is not None:
                 slot.dirty.free()
 

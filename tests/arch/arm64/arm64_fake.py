@@ -34,12 +34,14 @@ class FakeMachine:
         self.changes: list[str] = []
         self.closed = False
 
-    def map(self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0, tag: int = 0) -> None:
+    def map(
+        self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0, tag: int = 0, space: int = 0
+    ) -> None:
         assert gpa not in self.regions
         self.changes.append("map")
         self.regions[gpa] = {"size": size, "hva": hva, "readonly": readonly, "dirty": dirty}
 
-    def unmap(self, gpa: int) -> None:
+    def unmap(self, gpa: int, space: int = 0) -> None:
         del self.regions[gpa]
         self.changes.append("unmap")
 
@@ -47,7 +49,7 @@ class FakeMachine:
         self.reprotected.append((gpa, first, pages))
         self.changes.append("reprotect")
 
-    def harvest_dirty(self, gpa: int) -> bytes:
+    def harvest_dirty(self, gpa: int, space: int = 0) -> bytes:
         region = self.regions[gpa]
         size = (region["size"] // 4096 + 63) // 64 * 8
         data = ctypes.string_at(region["dirty"], size)

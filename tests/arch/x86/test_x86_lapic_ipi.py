@@ -24,7 +24,8 @@ from anykvm.arch.x86.apic_bus import (
     DM_SMI,
     DM_STARTUP,
 )
-from anykvm.arch.x86.lapic import EVENT_INIT, EVENT_SIPI, SPURIOUS, Lapic
+from anykvm.arch.x86.lapic import SPURIOUS, Lapic
+from anykvm.arch.x86.lapic_init import EVENT_INIT, EVENT_SIPI
 from anykvm.uapi.constants import KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED
 
 # IPIs.
@@ -184,10 +185,30 @@ def test_nmi_ipis_reach_disabled_apics_too() -> None:
     assert [side_of(lapic).nmis for lapic in lapics] == [0, 1, 1]
 
 
+def test_smi_ipis_reach_disabled_apics_too() -> None:
+    _, _, lapics = make_lapics(3, on=False)
+    ipi(lapics[0], ASSERT | OTHERS | DM_SMI << 8)
+    assert [side_of(lapic).smis for lapic in lapics] == [0, 1, 1]
+
+
+def test_a_processor_in_smm_latches_init() -> None:
+    _, _, (bsp, ap) = make_lapics(2, on=False)
+    side = side_of(ap)
+    side.latches_init = True
+    ipi(bsp, ASSERT | OTHERS | DM_INIT << 8)
+    ap.accept_events()
+    ipi(bsp, ASSERT | OTHERS | DM_STARTUP << 8 | 0x9A)
+    ap.accept_events()
+    assert ap.pending_events == EVENT_INIT and side.log == []
+    side.latches_init = False
+    ap.accept_events()
+    assert side.log == ["init"] and side.mp_state == KVM_MP_STATE_INIT_RECEIVED
+
+
 def test_modes_that_do_nothing() -> None:
     lapic = one()
     with lapic.bus.lock:
-        for mode in (DM_SMI, 3, DM_EXTINT):
+        for mode in (3, DM_EXTINT):
             assert lapic.accept(mode, 0x40, False) == 0
     assert not lapic.irr and not side_of(lapic).events
 

@@ -439,10 +439,3 @@ def test_exceptions_there_are_not(one: Rig, vector: int, how: str) -> None:
     events.exception.nr = vector
     setattr(events.exception, how, 1)
     assert errno_of(one.set, X.KVM_SET_VCPU_EVENTS, events) == errno.EINVAL
-
-
-@pytest.mark.parametrize("field", ["smm", "pending", "smm_inside_nmi"])
-def test_there_is_no_system_management_mode(one: Rig, field: str) -> None:
-    events = X.KvmVcpuEvents(flags=X.KVM_VCPUEVENT_VALID_SMM)
-    setattr(events.smi, field, 1)
-    assert errno_of(one.set, X.KVM_SET_VCPU_EVENTS, events) == errno.EINVAL

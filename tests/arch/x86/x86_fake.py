@@ -42,11 +42,13 @@ class FakeMachine:
         self.stops = 0
         self.closed = False
 
-    def map(self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0, tag: int = 0) -> None:
+    def map(
+        self, gpa: int, size: int, hva: int, readonly: bool = False, dirty: int = 0, tag: int = 0, space: int = 0
+    ) -> None:
         assert gpa not in self.regions
         self.regions[gpa] = {"size": size, "hva": hva, "readonly": readonly, "dirty": dirty}
 
-    def unmap(self, gpa: int) -> None:
+    def unmap(self, gpa: int, space: int = 0) -> None:
         del self.regions[gpa]
 
     def reprotect(self, gpa: int, first: int, pages: int) -> None:
@@ -55,7 +57,7 @@ class FakeMachine:
     def distrust(self) -> None:
         """There is no code."""
 
-    def harvest_dirty(self, gpa: int) -> bytes:
+    def harvest_dirty(self, gpa: int, space: int = 0) -> bytes:
         region = self.regions[gpa]
         size = (region["size"] // 4096 + 63) // 64 * 8
         data = ctypes.string_at(region["dirty"], size)
@@ -105,6 +107,9 @@ class FakeCpu:
         self.tsc_khz = 1_000_000
         self.tsc_offset = 0
         self.resets = 0
+        self.raised = -1
+        self.smm = False
+        self.space = 0
         self._zero()
 
     def _zero(self) -> None:
@@ -113,7 +118,7 @@ class FakeCpu:
         self.cr0, self.cr2, self.cr3, self.cr4, self.cr8 = 0x60000010, 0, 0, 0, 0
         self.efer = 0
         self.xcr0 = 1
-        self.shadow = self.nmi_masked = self.want_window = False
+        self.shadow = self.nmi_masked = self.nmi_pending = self.want_window = False
         self.segments = [(0, 0, 0xFFFF, 0x93)] * 8
         self.segments[1] = (0xF000, 0xFFFF0000, 0xFFFF, 0x9B)
         self.tables = [(0, 0xFFFF), (0, 0xFFFF)]
@@ -177,6 +182,7 @@ class FakeCpu:
 
     def nmi(self) -> None:
         self.log.append("nmi")
+        self.nmi_pending = self.nmi_masked
 
     def raise_exception(self, vector: int, error_code: int = -1, /) -> None:
         self.log.append(("raise", vector, error_code, self.parked in MID_INSTRUCTION))

@@ -128,6 +128,8 @@ class FakeSide:
         self.line = False
         self.changes = 0
         self.nmis = 0
+        self.smis = 0
+        self.latches_init = False
         self.events = 0
         self.cr8 = 0
         self.log: list[Any] = []
@@ -139,6 +141,9 @@ class FakeSide:
 
     def nmi(self) -> None:
         self.nmis += 1
+
+    def smi(self) -> None:
+        self.smis += 1
 
     def apic_event(self) -> None:
         self.events += 1

@@ -44,7 +44,7 @@ SHORTHAND_ALL: Final = 2
 
 
 class VcpuSide(Protocol):
-    """What a local APIC asks of its vCPU. The first three come from any thread with the bus's lock held, and must not
+    """What a local APIC asks of its vCPU. The first four come from any thread with the bus's lock held, and must not
     call back; the others come on the vCPU's own thread.
     """
 
@@ -52,17 +52,24 @@ class VcpuSide(Protocol):
     mp_state: int
     """One of KVM_MP_STATE_*."""
 
+    @property
+    def latches_init(self) -> bool:
+        """Whether INIT has to wait, and start-up IPIs are lost: the CPU is in system management mode."""
+
     def set_intr(self, level: bool) -> None:
         """Drive the CPU's interrupt line; a rising one wakes a halted vCPU."""
 
     def nmi(self) -> None:
         """An NMI has come; it wakes a halted vCPU."""
 
-    def tpr_touched(self, write: bool) -> None:
-        """The guest accessed its task priority register (on its own thread), with ``report_tpr`` set."""
+    def smi(self) -> None:
+        """A system management interrupt has come; it wakes a halted vCPU."""
 
     def apic_event(self) -> None:
         """INIT or a start-up IPI waits in ``pending_events``: make the vCPU call :meth:`Lapic.accept_events`."""
+
+    def tpr_touched(self, write: bool) -> None:
+        """The guest accessed its task priority register (on its own thread), with ``report_tpr`` set."""
 
     def set_cr8(self, cr8: int) -> None:
         """The task priority was written by other means than CR8."""

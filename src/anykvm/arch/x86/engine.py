@@ -39,11 +39,16 @@ class CpuLike(Protocol):
     xcr0: int
     shadow: bool
     nmi_masked: bool
+    nmi_pending: bool
     want_window: bool
     park_msrs: bool
     """The MSRs the engine keeps come as events too."""
     idle_hints: bool
     """MONITOR and MWAIT do nothing; else they are undefined."""
+    smm: bool
+    """RSM comes as an event; else it is undefined."""
+    space: int
+    """Which of the machine's memory maps it sees."""
     tsc: int
     tsc_khz: int
     tsc_offset: int
@@ -55,6 +60,10 @@ class CpuLike(Protocol):
     @property
     def parked(self) -> int | None:
         """The kind of event it is parked in."""
+
+    @property
+    def raised(self) -> int:
+        """The exception that waits to be delivered, or -1."""
 
     @property
     def interruptible(self) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS (api.rst 4.31, 4.32): what is on its way to the guest.
 
-There is no system management mode. An exception from userspace is delivered as it says; with KVM_CAP_EXCEPTION_PAYLOAD
+An exception from userspace is delivered as it says; with KVM_CAP_EXCEPTION_PAYLOAD
 one that is pending brings along what CR2 or DR6 becomes.
 """
 
@@ -10,7 +10,11 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
+from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
+
+from . import smm
+from .lapic_init import EVENT_INIT
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -46,8 +50,13 @@ def get(vcpu: X86Vcpu) -> uapi.KvmVcpuEvents:
     # The engine has one shadow for both.
     events.interrupt.shadow = uapi.KVM_X86_SHADOW_INT_STI if cpu.shadow else 0
     events.nmi.injected = vcpu.nmi_injected
-    events.nmi.pending = vcpu.nmi_pending
+    # One that waits for the guest to unmask it is in the engine's hands.
+    events.nmi.pending = vcpu.nmi_pending or bool(cpu.nmi_pending)
     events.nmi.masked = bool(cpu.nmi_masked)
+    events.smi.smm = vcpu.smm.active
+    events.smi.pending = vcpu.smm.pending
+    events.smi.smm_inside_nmi = vcpu.smm.inside_nmi
+    events.smi.latched_init = vcpu.lapic is not None and bool(vcpu.lapic.pending_events & EVENT_INIT)
     if vcpu.vm.exception_payload:
         events.flags |= uapi.KVM_VCPUEVENT_VALID_PAYLOAD
     if vcpu.vm.triple_fault_event:
@@ -57,7 +66,7 @@ def get(vcpu: X86Vcpu) -> uapi.KvmVcpuEvents:
 
 
 def check(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
-    """EINVAL for unknown flags, an exception that is none, or system management mode."""
+    """EINVAL for unknown flags, an exception that is none, or system management mode where it latches INIT."""
     if events.flags & ~ACCEPTED:
         raise OSError(errno.EINVAL, f"kvm_vcpu_events.flags {events.flags & ~ACCEPTED:#x} are not offered here")
     for flag, enabled in (
@@ -71,10 +80,9 @@ def check(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
         exception.pending = 0
     if (exception.injected or exception.pending) and (exception.nr > 31 or exception.nr == uapi.NMI_VECTOR):
         raise OSError(errno.EINVAL, f"there is no exception {exception.nr}")
-    if events.flags & uapi.KVM_VCPUEVENT_VALID_SMM and (
-        events.smi.smm or events.smi.pending or events.smi.smm_inside_nmi
-    ):
-        raise OSError(errno.EINVAL, "there is no system management mode here")
+    held = events.flags & uapi.KVM_VCPUEVENT_VALID_SMM and (events.smi.smm or events.smi.pending)
+    if held and vcpu.mp_state == common.KVM_MP_STATE_INIT_RECEIVED:
+        raise OSError(errno.EINVAL, "a vCPU that has received INIT is not in system management mode")
 
 
 def set_(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
@@ -98,8 +106,24 @@ def set_(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
         cpu.shadow = bool(events.interrupt.shadow & _SHADOWS)
     if events.flags & uapi.KVM_VCPUEVENT_VALID_NMI_PENDING:
         vcpu.nmi_pending = bool(events.nmi.pending)
+        cpu.nmi_pending = False
     vcpu.nmi_injected = bool(events.nmi.injected)
     cpu.nmi_masked = bool(events.nmi.masked)
     if events.flags & uapi.KVM_VCPUEVENT_VALID_SIPI_VECTOR and vcpu.lapic is not None:
         vcpu.lapic.sipi_vector = events.sipi_vector & 0xFF
+    if events.flags & uapi.KVM_VCPUEVENT_VALID_SMM:
+        _set_smi(vcpu, events)
     vcpu.attention = True
+
+
+def _set_smi(vcpu: X86Vcpu, events: uapi.KvmVcpuEvents) -> None:
+    if vcpu.smm.active != bool(events.smi.smm):
+        vcpu.coherent()
+        smm.set_active(vcpu, bool(events.smi.smm))
+    vcpu.smm.pending = bool(events.smi.pending)
+    if events.smi.smm:
+        vcpu.smm.inside_nmi = bool(events.smi.smm_inside_nmi)
+    if vcpu.lapic is not None:
+        with vcpu.lapic.bus.lock:
+            waiting = vcpu.lapic.pending_events & ~EVENT_INIT
+            vcpu.lapic.pending_events = waiting | (EVENT_INIT if events.smi.latched_init else 0)

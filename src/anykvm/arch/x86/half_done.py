@@ -95,7 +95,7 @@ def out_length(vcpu: X86Vcpu) -> int:
     linear = cpu.get_segment(engine.CS)[1] + cpu.rip & 0xFFFFFFFFFFFFFFFF
     for length in range(1, 16):
         address = translate.walk(vcpu, linear + length - 1)
-        byte = vcpu.vm.read_guest(address, 1) if address != translate.UNMAPPED else None
+        byte = vcpu.vm.read_guest(address, 1, vcpu.smm.active) if address != translate.UNMAPPED else None
         if byte is None:
             break
         if byte[0] in (0xE6, 0xE7):

@@ -36,6 +36,7 @@ class X86Hooks(EngineMemory):
     strongly_ordered = True
     coalesced_mmio_page = uapi.KVM_COALESCED_MMIO_PAGE_OFFSET
     user_mem_slots = 32764
+    address_spaces = 2
     irqchip_pins = IRQCHIP_PINS
     vcpu_stats = run.STATS
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import engine, tpr
+from . import engine, smm, tpr
 from .engine import SPURIOUS
 
 if TYPE_CHECKING:
@@ -51,7 +51,10 @@ def deliver_pending(vcpu: X86Vcpu) -> None:
         if payload is not None:
             _deliver_payload(cpu, vector, payload)
         cpu.raise_exception(vector, -1 if error_code is None else error_code)
-    if vcpu.nmi_pending or vcpu.nmi_injected:
+    if vcpu.nmi_injected:
+        # It has begun already, and masked the next ones.
+        cpu.nmi_masked = False
+    if vcpu.nmi_waits:
         vcpu.nmi_pending = vcpu.nmi_injected = False
         cpu.nmi()
 
@@ -89,6 +92,7 @@ def init(vcpu: X86Vcpu) -> None:
     leaf = vcpu.cpuid_leaf(1)
     cpu.gpr[engine.RDX] = leaf[3] if leaf is not None else FAMILY_MODEL
     vcpu.exception = None
+    smm.init(vcpu)
     vcpu.nmi_pending = vcpu.nmi_injected = False
     vcpu.queue_interrupt(None)
     vcpu.drive_line()

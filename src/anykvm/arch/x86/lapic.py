@@ -16,10 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from anykvm.uapi.constants import KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE
 from anykvm.virt.ladder import Ladder
 
-from .apic_bus import DM_EXTINT, DM_INIT, DM_LOWEST, DM_NMI, DM_STARTUP
+from . import lapic_init
+from .apic_bus import DM_EXTINT, DM_INIT, DM_LOWEST, DM_NMI, DM_SMI, DM_STARTUP
+from .lapic_init import EVENT_INIT, EVENT_SIPI
 from .lapic_regs import (
     APIC_EOI,
     APIC_LVT0,
@@ -37,7 +38,8 @@ from .lapic_timer import Deadline, LapicTimer
 from .lapic_x2apic import change_mode
 
 if TYPE_CHECKING:
-    from .apic_bus import ApicBus, VcpuSide
+    from . import lapic_init
+from .apic_bus import ApicBus, VcpuSide
 
 APIC_DEFAULT_BASE: Final = 0xFEE00000
 APIC_MMIO_SIZE: Final = 0x1000
@@ -45,9 +47,6 @@ MSR_APICBASE_BSP: Final = 1 << 8
 MSR_APICBASE_X2APIC: Final = 1 << 10
 MSR_APICBASE_ENABLE: Final = 1 << 11
 _APICBASE_RESERVED: Final = 0x2FF
-
-EVENT_INIT: Final = 1
-EVENT_SIPI: Final = 2
 
 SPURIOUS: Final = 256
 """What :meth:`Lapic.ack` answers if there is nothing left to acknowledge: no interrupt is delivered."""
@@ -253,6 +252,9 @@ class Lapic:
         if mode == DM_NMI:
             self.side.nmi()
             return 1
+        if mode == DM_SMI:
+            self.side.smi()
+            return 1
         if mode == DM_INIT:
             if level and not asserted:
                 return 0
@@ -373,17 +375,7 @@ class Lapic:
         """Do what INIT and start-up IPIs ask for. Called whenever ``pending_events`` is not 0, and before
         KVM_GET_MP_STATE.
         """
-        with self.bus.lock:
-            events, self.pending_events = self.pending_events, 0
-            vector = self.sipi_vector
-        side = self.side
-        if events & EVENT_INIT:
-            self.reset(init=True)
-            side.init()
-            side.mp_state = KVM_MP_STATE_RUNNABLE if self.base_msr & MSR_APICBASE_BSP else KVM_MP_STATE_INIT_RECEIVED
-        if events & EVENT_SIPI and side.mp_state == KVM_MP_STATE_INIT_RECEIVED:
-            side.start(vector)
-            side.mp_state = KVM_MP_STATE_RUNNABLE
+        lapic_init.accept(self)
 
     # IA32_APIC_BASE.
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import common
 
+from .lapic_init import EVENT_SIPI
+
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
 
@@ -22,7 +24,6 @@ _WITH_LAPIC: Final = (
     common.KVM_MP_STATE_SIPI_RECEIVED,
     common.KVM_MP_STATE_AP_RESET_HOLD,
 )
-EVENT_SIPI: Final = 2
 
 
 def get(vcpu: X86Vcpu) -> int:
@@ -40,6 +41,9 @@ def set_(vcpu: X86Vcpu, state: int) -> None:
     lapic = vcpu.lapic
     if state not in _WITH_LAPIC:
         raise OSError(errno.EINVAL, f"an x86 vCPU has no state {state}")
+    waits = state in (common.KVM_MP_STATE_INIT_RECEIVED, common.KVM_MP_STATE_SIPI_RECEIVED)
+    if waits and (vcpu.smm.active or vcpu.smm.pending):
+        raise OSError(errno.EINVAL, "system management mode holds INIT off")
     if lapic is None:
         if state != common.KVM_MP_STATE_RUNNABLE:
             raise OSError(errno.EINVAL, "without an in-kernel local APIC a vCPU is always runnable")

@@ -19,7 +19,7 @@ from anykvm.uapi.run import KvmRun
 from anykvm.virt import stats
 from anykvm.virt.dirty_ring import DirtyRingFull
 
-from . import debug, half_done, hypercall, inject, msrs, pv, quirks, sync_regs, timer, tpr
+from . import debug, half_done, hypercall, inject, msrs, pv, quirks, smm, sync_regs, timer, tpr
 from .engine import SPURIOUS
 from .half_done import EXIT_DATA, MID_INSTRUCTION, PIO_PAGE
 
@@ -66,6 +66,7 @@ _HLT: Final = int(Event.HLT)
 _IRQ_ACK: Final = int(Event.IRQ_ACK)
 _IRQ_WINDOW: Final = int(Event.IRQ_WINDOW)
 _HYPERCALL: Final = int(Event.HYPERCALL)
+_RSM: Final = int(Event.RSM)
 _SHUTDOWN: Final = int(Event.SHUTDOWN)
 _BREAK: Final = int(Event.BREAK)
 _FETCH: Final = int(Event.FETCH)
@@ -138,7 +139,7 @@ def _report(arch: X86Vcpu, cpu: CpuLike) -> None:
     """What the run page says after every KVM_RUN."""
     enabled = cpu.rflags & _IF
     ready = _ready(arch, cpu, enabled)
-    _OUT.pack_into(arch.vcpu.page, _OUT_OFFSET, ready, enabled != 0, 0, arch.cr8, arch.apic_base)
+    _OUT.pack_into(arch.vcpu.page, _OUT_OFFSET, ready, enabled != 0, arch.run_flags, arch.cr8, arch.apic_base)
     if arch.words[_VALID_REGS]:
         sync_regs.store(arch)
 
@@ -236,6 +237,8 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
             values[_HYPERCALLS] += 1
             if not hypercall.call(arch, a):
                 return 0
+        elif kind == _RSM:
+            smm.leave(arch)
         elif kind == _SHUTDOWN:
             vcpu.set_exit_reason(common.KVM_EXIT_SHUTDOWN)
             return 0
@@ -267,7 +270,7 @@ def attend(arch: X86Vcpu) -> bool:
         arch.attention = False
         lapic = arch.lapic
         if lapic is not None and lapic.pending_events:
-            if arch.mid_instruction:
+            if arch.mid_instruction and not arch.smm.active:
                 arch.drop_instruction()
             lapic.accept_events()
         if arch.triple_fault:
@@ -283,12 +286,14 @@ def attend(arch: X86Vcpu) -> bool:
             arch.eoi_vector = -1
             vcpu.set_exit_reason(common.KVM_EXIT_IOAPIC_EOI)
             return False
-        if arch.nmi_pending or arch.nmi_injected:
+        if arch.nmi_waits:
             vcpu.stats.values[_NMI_INJECTIONS] += 1
             if arch.mp_state == _HALTED:
                 arch.mp_state = _RUNNABLE
-        if arch.exception is not None or arch.nmi_pending or arch.nmi_injected:
+        if arch.exception is not None or arch.nmi_waits:
             inject.deliver_pending(arch)
+        if arch.smm.pending:
+            smm.take(arch)
         if arch.filter_stale:
             quirks.tell_engine(arch)
         if arch.clock_stale:
@@ -314,7 +319,7 @@ def _wake_reason(arch: X86Vcpu) -> bool:
     """Whether a halted vCPU goes on: an interrupt it can take, or another vCPU's kick."""
     if arch.mp_state != _HALTED:
         return False
-    if arch.pv_unhalted or arch.nmi_pending or arch.nmi_injected:
+    if arch.pv_unhalted or arch.nmi_waits or arch.smm.pending:
         return True
     pending = arch.chip_line or arch.injected_irq is not None
     return pending and arch.cpu.rflags & uapi.X86_EFLAGS_IF != 0
@@ -375,7 +380,8 @@ def _exit_io(arch: X86Vcpu, port: int, size: int, value: int, write: bool, *, re
     lapic = arch.lapic
     cr8, base = (arch.user_cr8, arch.user_apic_base) if lapic is None else (lapic.tpr >> 4, lapic.base_msr)
     ready = (enabled or lapic is not None) and _ready(arch, cpu, enabled)
-    _IO(page, _IO_OFFSET, _EXIT_IO, ready, enabled != 0, 0, cr8, base, write, size, port, count, PIO_PAGE)
+    flags = arch.run_flags
+    _IO(page, _IO_OFFSET, _EXIT_IO, ready, enabled != 0, flags, cr8, base, write, size, port, count, PIO_PAGE)
     arch.reported = not arch.words[_VALID_REGS]
     return 0
 

@@ -141,7 +141,8 @@ def _invalid(why: str) -> OSError:
     return OSError(errno.EINVAL, why)
 
 
-def _check(vcpu: X86Vcpu, sregs: uapi.KvmSregs | uapi.KvmSregs2) -> None:
+def check(vcpu: X86Vcpu, sregs: uapi.KvmSregs | uapi.KvmSregs2) -> None:
+    """EINVAL for control registers that a CPU cannot have together."""
     paging = sregs.cr0 & uapi.X86_CR0_PG
     if sregs.efer & uapi.EFER_LME and paging:
         # As the architecture has it on entering long mode.
@@ -179,7 +180,7 @@ def _set_common(vcpu: X86Vcpu, cpu: CpuLike, sregs: uapi.KvmSregs | uapi.KvmSreg
 
 def set_(vcpu: X86Vcpu, sregs: uapi.KvmSregs) -> None:
     """Write all of them; EINVAL for a combination a CPU cannot be in."""
-    _check(vcpu, sregs)
+    check(vcpu, sregs)
     vcpu.check_apic_base(sregs.apic_base)
     if vcpu.half_done and bytes(sregs) == bytes(get(vcpu)):
         # Nothing changes: the instruction can wait on.
@@ -205,7 +206,7 @@ def set2(vcpu: X86Vcpu, sregs: uapi.KvmSregs2) -> None:
     valid = sregs.flags & uapi.KVM_SREGS2_FLAGS_PDPTRS_VALID
     if sregs.flags & ~uapi.KVM_SREGS2_FLAGS_PDPTRS_VALID or (valid and not is_pae_paging(sregs)):
         raise _invalid(f"kvm_sregs2.flags cannot be {sregs.flags:#x} here")
-    _check(vcpu, sregs)
+    check(vcpu, sregs)
     vcpu.check_apic_base(sregs.apic_base)
     if vcpu.half_done and _same(sregs, get2(vcpu)):
         return

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import hyperv, lapic_x2apic, mtrr, pv, quirks, timer
+from . import hyperv, lapic_x2apic, mtrr, pv, quirks, smm, timer
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -207,6 +207,8 @@ def _guest_may_read(vcpu: X86Vcpu, index: int) -> bool:
     if index == uapi.MSR_IA32_ARCH_CAPABILITIES:
         leaf = vcpu.cpuid_leaf(7)
         return leaf is not None and bool(leaf[6] & uapi.CPUID_7_EDX_ARCH_CAPABILITIES)
+    if index == smm.HOST_ONLY:
+        return False
     return index != uapi.MSR_PLATFORM_INFO or vcpu.vm.platform_info_readable
 
 
@@ -278,6 +280,7 @@ TABLE: Final[dict[int, tuple[Getter, Setter]]] = {
             (uapi.MSR_IA32_ARCH_CAPABILITIES, (_arch_capabilities, _set_arch_capabilities)),
         )
     ),
+    **smm.MSRS,
     uapi.MSR_IA32_MCG_CAP: (
         lambda vcpu: vcpu.mcg_cap,
         lambda vcpu, value, host: _refuse_change(uapi.MSR_IA32_MCG_CAP, vcpu.mcg_cap, value, host),
@@ -398,6 +401,7 @@ SAVED: Final = (
     uapi.MSR_IA32_MISC_ENABLE,
     uapi.MSR_IA32_MCG_STATUS,
     uapi.MSR_IA32_MCG_CTL,
+    *smm.MSRS,
     uapi.MSR_PLATFORM_INFO,
     uapi.MSR_MISC_FEATURES_ENABLES,
     uapi.MSR_K7_HWCR,

@@ -22,7 +22,7 @@ _ADDRESS: Final = 0x000FFFFFFFFFF000
 
 def _entry(vcpu: X86Vcpu, address: int, size: int) -> int:
     """A table's entry; one that is not present where there is no memory, or if it has bits beyond the address."""
-    data = vcpu.vm.read_guest(address, size)
+    data = vcpu.vm.read_guest(address, size, vcpu.smm.active)
     entry = int.from_bytes(data, "little") if data is not None else 0
     return 0 if entry & _ADDRESS & -(1 << vcpu.maxphyaddr) else entry
 

@@ -19,7 +19,7 @@ from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..memory import connect_ring
 from ..sleep import Sleep
-from . import cpuid, debug, engine, hyperv, inject, lapic_x2apic, sysregs, timer, tpr
+from . import cpuid, debug, engine, hyperv, inject, lapic_x2apic, smm, sysregs, timer, tpr
 from .engine import LINE_INTR
 from .half_done import Batch, HalfDone
 from .xsave import XFEATURE_FP
@@ -80,6 +80,9 @@ class X86Vcpu(HalfDone):
         self.nmi_pending = False
         self.nmi_injected = False
         """An NMI that userspace says had begun to be delivered."""
+        self.smm = smm.Smm()
+        self.run_flags = 0
+        """``kvm_run.flags``."""
         self.pv_unhalted = False
         self.window = False
         """Whether the engine has been asked to say when an interrupt can be taken."""
@@ -328,6 +331,20 @@ class X86Vcpu(HalfDone):
         """An NMI has come, from any thread."""
         self.nmi_pending = True
         self.kick()
+
+    def smi(self) -> None:
+        """An SMI has come, from any thread."""
+        smm.request(self)
+
+    @property
+    def latches_init(self) -> bool:
+        """In system management mode INIT waits, and start-up IPIs are lost."""
+        return self.smm.active
+
+    @property
+    def nmi_waits(self) -> bool:
+        """Whether an NMI is to be handed to the engine."""
+        return self.nmi_pending or self.nmi_injected
 
     def tpr_touched(self, write: bool) -> None:
         """The guest accessed the task priority in its APIC page, and userspace wants to know."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import caps, common
 from anykvm.uapi import x86 as uapi
 
-from . import cpuid, debug, events, hyperv, mce, mp_state, msrs, sregs, timer, tpr, translate, xsave
+from . import cpuid, debug, events, hyperv, mce, mp_state, msrs, smm, sregs, timer, tpr, translate, xsave
 
 if TYPE_CHECKING:
     from .lapic import Lapic
@@ -180,8 +180,9 @@ def nmi(vcpu: X86Vcpu, arg: int) -> int:
 
 
 def smi(vcpu: X86Vcpu, arg: int) -> int:
-    """KVM_SMI: ENOTTY, as of a kernel without CONFIG_KVM_SMM."""
-    raise OSError(errno.ENOTTY, "there is no system management mode here")
+    """KVM_SMI."""
+    smm.request(vcpu)
+    return 0
 
 
 def _lapic(vcpu: X86Vcpu) -> Lapic:

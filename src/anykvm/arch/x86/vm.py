@@ -138,9 +138,9 @@ class X86Vm:
 
     # Memory: our view of the guest's.
 
-    def read_guest(self, gpa: int, size: int) -> bytes | None:
+    def read_guest(self, gpa: int, size: int, as_id: int = 0) -> bytes | None:
         """Copy from guest-physical memory; None where there is none (or not all in one slot)."""
-        address = self.vm.memory.gpa_to_hva(gpa, size)
+        address = self.vm.memory.gpa_to_hva(gpa, size, as_id=as_id)
         if address is None:
             return None
         try:
@@ -148,10 +148,10 @@ class X86Vm:
         except OSError:
             return None
 
-    def write_guest(self, gpa: int, data: bytes) -> bool:
+    def write_guest(self, gpa: int, data: bytes, as_id: int = 0) -> bool:
         """Copy to guest-physical memory, and mark it dirty; False where there is none."""
-        address = self.vm.memory.gpa_to_hva(gpa, len(data), write=True)
-        slot = self.vm.memory.find(gpa)
+        address = self.vm.memory.gpa_to_hva(gpa, len(data), write=True, as_id=as_id)
+        slot = self.vm.memory.find(gpa, as_id)
         if address is None or slot is None:
             return False
         try:

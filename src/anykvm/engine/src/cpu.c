@@ -188,17 +188,19 @@ static int sync_regions(struct cpu *c)
     struct machine *m = c->m;
     struct region *fresh = calloc((size_t)m->nregions + 1, sizeof(*fresh));
     struct op flush = {OP_FLUSH, 0, ~0ul};
-    int bad = 0;
+    int bad = 0, n = 0;
 
     if (!fresh)
         return -1;
-    memcpy(fresh, m->regions, (size_t)m->nregions * sizeof(*fresh));
+    for (int j = 0; j < m->nregions; j++)
+        if (m->regions[j].space == c->space)
+            fresh[n++] = m->regions[j];
     FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)c->real_mapping;
     for (int i = 0; i < c->nregions; i++) {
         int j = 0;
-        while (j < m->nregions && fresh[j].id != c->regions[i].id)
+        while (j < n && fresh[j].id != c->regions[i].id)
             j++;
-        if (j < m->nregions) {
+        if (j < n) {
             fresh[j] = c->regions[i];
         } else {
             c->unmapping = &c->regions[i];
@@ -208,7 +210,7 @@ static int sync_regions(struct cpu *c)
             free(c->regions[i].seen);
         }
     }
-    for (int j = 0; j < m->nregions; j++) {
+    for (int j = 0; j < n; j++) {
         if (fresh[j].mr)
             continue;
         if (fresh[j].code) {
@@ -225,7 +227,7 @@ static int sync_regions(struct cpu *c)
     }
     free(c->regions);
     c->regions = fresh;
-    c->nregions = bad ? 0 : m->nregions;
+    c->nregions = bad ? 0 : n;
     c->last_region = 0;
     c->generation = atomic_load(&m->generation);
     FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)mapping;

@@ -44,6 +44,7 @@ enum event_kind {
     EV_SHUTDOWN,
     EV_SIGNAL,
     EV_HYPERCALL,
+    EV_RSM,
     /* Never seen by Python. */
     EV_PAUSED,
     EV_ABANDONED,
@@ -57,6 +58,7 @@ struct event {
 
 /* A range of guest-physical memory backed by host memory. */
 struct region {
+    unsigned space; /* which of the machine's maps it is in */
     uint64_t gpa, size;
     uint8_t *hva;
     uint64_t *dirty; /* one bit per page set by guest writes, or NULL */
@@ -176,7 +178,7 @@ struct machine {
     pthread_mutex_t stop_lock;  /* for the condition only */
     pthread_cond_t resumed;
     atomic_int stop;            /* no cpu enters the guest while set */
-    struct region *regions;     /* changed only while stopped; sorted by gpa */
+    struct region *regions;     /* changed only while stopped; sorted by space and gpa */
     int nregions;
     atomic_uint generation;
     atomic_uint writes;         /* counts up where the host may have written to the guest's memory */
@@ -220,7 +222,8 @@ struct cpu {
 
     struct ring ring;
 
-    struct region *regions;     /* this cpu's copy of the machine's map */
+    unsigned space;             /* which of the machine's maps it sees */
+    struct region *regions;     /* its copy of that map */
     int nregions, last_region;
     unsigned generation, writes;
     void *(*real_mapping)(void *uc, uint64_t pa);
@@ -247,6 +250,7 @@ struct cpu {
         bool own_ud;            /* the exception to deliver is an undefined instruction: not to be looked into */
         bool direct;            /* an MSR is read or written from outside */
         bool idle_hints;        /* MONITOR and MWAIT do nothing; else they are undefined */
+        bool smm;               /* RSM parks; else it is undefined */
         int raise, raise_error; /* exception to deliver, or -1; error code, or -1 */
         uint32_t (*cpuid)[7];   /* function, index, flags, eax, ebx, ecx, edx */
         int ncpuid;

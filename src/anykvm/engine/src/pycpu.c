@@ -334,6 +334,31 @@ static PyObject *cpu_get_fault_va(struct cpu *c, void *unused)
     return PyLong_FromUnsignedLongLong(c->fill.va);
 }
 
+static PyObject *cpu_get_space(struct cpu *c, void *unused)
+{
+    (void)unused;
+    return PyLong_FromUnsignedLong(c->space);
+}
+
+/* The map is followed when the cpu enters the guest; until then it must not look at memory. */
+static int cpu_set_space(struct cpu *c, PyObject *value, void *unused)
+{
+    unsigned long space = value ? PyLong_AsUnsignedLong(value) : 0;
+
+    (void)unused;
+    if (!value || PyErr_Occurred())
+        return -1;
+    if (cpu_mid_instruction(c)) {
+        PyErr_SetString(PyExc_RuntimeError, "an instruction that is half done is in the space it began in");
+        return -1;
+    }
+    if (space != c->space) {
+        c->space = (unsigned)space;
+        c->generation = atomic_load(&c->m->generation) - 1;
+    }
+    return 0;
+}
+
 static PyObject *cpu_get_running(struct cpu *c, void *unused)
 {
     (void)unused;
@@ -394,6 +419,7 @@ static PyMethodDef cpu_methods[] = {
 static PyGetSetDef cpu_getset[] = {
     {"parked", (getter)cpu_get_parked, NULL, "The kind of event the cpu is parked in, or None.", NULL},
     {"fault_va", (getter)cpu_get_fault_va, NULL, "Virtual address of the device access the cpu is parked in.", NULL},
+    {"space", (getter)cpu_get_space, (setter)cpu_set_space, "Which of the machine's maps the cpu sees.", NULL},
     {"running", (getter)cpu_get_running, NULL, "A thread is in run().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -109,12 +109,13 @@ static void machine_dealloc(struct machine *m)
 
 static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
 {
-    static char *names[] = {"gpa", "size", "hva", "readonly", "dirty", "tag", NULL};
+    static char *names[] = {"gpa", "size", "hva", "readonly", "dirty", "tag", "space", NULL};
     unsigned long long gpa, size, hva, dirty = 0;
-    unsigned int tag = 0;
+    unsigned int tag = 0, space = 0;
     int readonly = 0, i, overlap = 0;
 
-    if (!PyArg_ParseTupleAndKeywords(args, kw, "KKK|pKI", names, &gpa, &size, &hva, &readonly, &dirty, &tag) ||
+    if (!PyArg_ParseTupleAndKeywords(args, kw, "KKK|pKII", names, &gpa, &size, &hva, &readonly, &dirty, &tag,
+                                     &space) ||
         !usable(m))
         return NULL;
     if (!size || ((gpa | size | hva) & (GUEST_PAGE - 1)) || gpa + size < gpa) {
@@ -122,7 +123,7 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
         return NULL;
     }
     struct region r = {.gpa = gpa, .size = size, .hva = (uint8_t *)hva, .dirty = (uint64_t *)dirty, .readonly = readonly,
-                       .tag = tag};
+                       .tag = tag, .space = space};
 
     if (m->target->tracks_code) {
         r.code = calloc(size / GUEST_PAGE, sizeof(*r.code));
@@ -137,10 +138,11 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     }
     Py_BEGIN_ALLOW_THREADS
     machine_pause(m);
-    for (i = 0; i < m->nregions && m->regions[i].gpa < gpa; i++)
+    for (i = 0; i < m->nregions && (m->regions[i].space < space ||
+                                    (m->regions[i].space == space && m->regions[i].gpa < gpa)); i++)
         ;
-    overlap = (i > 0 && m->regions[i - 1].gpa + m->regions[i - 1].size > gpa) ||
-              (i < m->nregions && m->regions[i].gpa < gpa + size);
+    overlap = (i > 0 && m->regions[i - 1].space == space && m->regions[i - 1].gpa + m->regions[i - 1].size > gpa) ||
+              (i < m->nregions && m->regions[i].space == space && m->regions[i].gpa < gpa + size);
     if (!overlap) {
         r.id = ++m->next_id;
         m->regions = realloc(m->regions, (size_t)(m->nregions + 1) * sizeof(r));
@@ -159,24 +161,25 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     Py_RETURN_NONE;
 }
 
-static struct region *region_at(struct machine *m, uint64_t gpa)
+static struct region *region_at(struct machine *m, unsigned space, uint64_t gpa)
 {
     for (int i = 0; i < m->nregions; i++)
-        if (m->regions[i].gpa == gpa)
+        if (m->regions[i].space == space && m->regions[i].gpa == gpa)
             return &m->regions[i];
     return NULL;
 }
 
-static PyObject *machine_unmap(struct machine *m, PyObject *arg)
+static PyObject *machine_unmap(struct machine *m, PyObject *args)
 {
-    uint64_t gpa = PyLong_AsUnsignedLongLong(arg);
+    unsigned long long gpa;
+    unsigned space = 0;
     struct region *r;
 
-    if (PyErr_Occurred() || !usable(m))
+    if (!PyArg_ParseTuple(args, "K|I", &gpa, &space) || !usable(m))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     machine_pause(m);
-    r = region_at(m, gpa);
+    r = region_at(m, space, gpa);
     if (r) {
         /* Cpus still look at it until they follow the change. */
         m->dead = realloc(m->dead, (size_t)(m->ndead + 1) * sizeof(*m->dead));
@@ -208,18 +211,19 @@ static PyObject *machine_reprotect(struct machine *m, PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyObject *machine_harvest_dirty(struct machine *m, PyObject *arg)
+static PyObject *machine_harvest_dirty(struct machine *m, PyObject *args)
 {
-    uint64_t gpa = PyLong_AsUnsignedLongLong(arg);
+    unsigned long long gpa;
+    unsigned space = 0;
     struct region *r;
     PyObject *out = NULL;
 
-    if (PyErr_Occurred() || !usable(m))
+    if (!PyArg_ParseTuple(args, "K|I", &gpa, &space) || !usable(m))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
     machine_pause(m);
     Py_END_ALLOW_THREADS
-    r = region_at(m, gpa);
+    r = region_at(m, space, gpa);
     if (r && r->dirty) {
         size_t bytes = (r->size / GUEST_PAGE + 63) / 64 * 8;
         out = PyBytes_FromStringAndSize((char *)r->dirty, (Py_ssize_t)bytes);
@@ -297,12 +301,13 @@ static PyObject *machine_close(struct machine *m, PyObject *unused)
 
 static PyMethodDef machine_methods[] = {
     {"map", (PyCFunction)(void *)machine_map, METH_VARARGS | METH_KEYWORDS,
-     "map(gpa, size, hva, readonly=False, dirty=0, tag=0)\n\nBack guest-physical memory (bytes, multiples of 4096) by host memory."},
-    {"unmap", (PyCFunction)machine_unmap, METH_O, "unmap(gpa)\n\nTake away the region that begins at gpa."},
+     "map(gpa, size, hva, readonly=False, dirty=0, tag=0, space=0)\n\nBack guest-physical memory (bytes, multiples of 4096) "
+     "by host memory, in the view of the cpus whose space it is."},
+    {"unmap", (PyCFunction)machine_unmap, METH_VARARGS, "unmap(gpa, space=0)\n\nTake away the region that begins at gpa."},
     {"reprotect", (PyCFunction)machine_reprotect, METH_VARARGS,
      "reprotect(gpa, first_page, pages)\n\nMake the next guest write to these pages set their dirty bit again."},
-    {"harvest_dirty", (PyCFunction)machine_harvest_dirty, METH_O,
-     "harvest_dirty(gpa) -> bytes\n\nTake and clear a region's dirty bitmap; a later guest write is in the next one."},
+    {"harvest_dirty", (PyCFunction)machine_harvest_dirty, METH_VARARGS,
+     "harvest_dirty(gpa, space=0) -> bytes\n\nTake and clear a region's dirty bitmap; a later guest write is in the next one."},
     {"invalidate", (PyCFunction)machine_invalidate, METH_VARARGS,
      "invalidate(gpa, size)\n\nForget code translated from these bytes: the host wrote there."},
     {"distrust", (PyCFunction)machine_distrust, METH_NOARGS,

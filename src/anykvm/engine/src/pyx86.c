@@ -286,6 +286,24 @@ static PyObject *get_nmi(struct cpu *c, void *unused)
     return PyBool_FromLong(atomic_load(&c->x86.nmi));
 }
 
+/* One that waits can be taken back. */
+static int set_nmi(struct cpu *c, PyObject *value, void *unused)
+{
+    int on = value ? PyObject_IsTrue(value) : -1;
+
+    (void)unused;
+    if (on < 0)
+        return -1;
+    atomic_store(&c->x86.nmi, on);
+    return 0;
+}
+
+static PyObject *get_raised(struct cpu *c, void *unused)
+{
+    (void)unused;
+    return PyLong_FromLong(c->x86.raise);
+}
+
 static PyObject *get_pending(struct cpu *c, void *unused)
 {
     (void)unused;
@@ -320,8 +338,10 @@ static PyGetSetDef getset[] = {
      FLAG(park_msrs)},
     {"idle_hints", (getter)get_flag, (setter)set_flag, "MONITOR and MWAIT do nothing, instead of being undefined.",
      FLAG(idle_hints)},
-    {"nmi_pending", (getter)get_nmi, NULL, "An NMI waits.", NULL},
+    {"smm", (getter)get_flag, (setter)set_flag, "RSM comes as an event, instead of being undefined.", FLAG(smm)},
+    {"nmi_pending", (getter)get_nmi, (setter)set_nmi, "An NMI waits; set while the cpu does not run.", NULL},
     {"injected", (getter)get_pending, NULL, "The vector that waits to be delivered, or -1.", NULL},
+    {"raised", (getter)get_raised, NULL, "The exception that waits to be delivered, or -1.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

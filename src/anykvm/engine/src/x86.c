@@ -151,6 +151,18 @@ static bool undefined_to_unicorn(struct cpu *c)
     return true;
 }
 
+/* RSM, to whoever knows what was saved: the state is replaced while it is parked. Unicorn's CPU is never in SMM. */
+static bool rsm(struct cpu *c)
+{
+    const unsigned char *at = c->x86.smm ? code_at(c, 2) : NULL;
+
+    if (!at || at[0] != 0x0f || at[1] != 0xaa)
+        return false;
+    FIELD(c->env, X86_OLD_EXCEPTION, int32_t) = -1;
+    park_between(c, EV_RSM, 0);
+    return true;
+}
+
 /* Unicorn has the error codes of long mode's gates wrong: vector * 16 + 2. */
 static void check_gate(struct cpu *c, uint32_t vector, bool software)
 {
@@ -182,7 +194,7 @@ static void on_exception(void *uc, uint32_t number, void *unused)
     (void)unused;
     FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
     c->fill.active = false;
-    if (number == VECTOR_UD && !c->x86.own_ud && undefined_to_unicorn(c))
+    if (number == VECTOR_UD && !c->x86.own_ud && (undefined_to_unicorn(c) || rsm(c)))
         return;
     if (FIELD(c->env, X86_EXC_IS_INT, int32_t)) {
         /* The address behind it is kept elsewhere; a fault on the way in is at the instruction. */

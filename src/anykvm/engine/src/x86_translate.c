@@ -23,6 +23,7 @@ void __wrap_helper_outb_x86_64(void *env, uint32_t port, uint32_t v);
 void __wrap_helper_outw_x86_64(void *env, uint32_t port, uint32_t v);
 void __wrap_helper_outl_x86_64(void *env, uint32_t port, uint32_t v);
 
+void __wrap_helper_wrmsr_x86_64(void *env);
 void __wrap_helper_ldmxcsr_x86_64(void *env, uint32_t v);
 void helper_fxrstor_x86_64(void *env, uint64_t va);
 void helper_xrstor_x86_64(void *env, uint64_t va, uint64_t rfbm);
@@ -36,12 +37,13 @@ static bool restores_mxcsr(void *func)
 
 /*
  * Userspace may write to the instructions after one of port I/O: they are looked up again. After a write to MXCSR they
- * may be translated another way; so they may after a segment was loaded, in code that has limits.
+ * may be translated another way; so they may after a segment was loaded, in code that has limits. A write to an MSR may
+ * have sent this very cpu an NMI or an SMI, which comes before the next instruction.
  */
 static bool last(const struct cpu *c, void *func)
 {
     return (func == (void *)helper_load_seg_x86_64 && !(c->x86.tb_flags & X86_HF_CS64)) ||
-           func == (void *)__wrap_helper_ldmxcsr_x86_64 || restores_mxcsr(func) ||
+           func == (void *)__wrap_helper_ldmxcsr_x86_64 || func == (void *)__wrap_helper_wrmsr_x86_64 || restores_mxcsr(func) ||
            func == (void *)__wrap_helper_outb_x86_64 || func == (void *)__wrap_helper_inb_x86_64 ||
            func == (void *)__wrap_helper_outl_x86_64 || func == (void *)__wrap_helper_inl_x86_64 ||
            func == (void *)__wrap_helper_outw_x86_64 || func == (void *)__wrap_helper_inw_x86_64;
