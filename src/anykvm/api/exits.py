@@ -11,6 +11,7 @@ Source: Documentation/virt/kvm/api.rst, section 5. Numbers in guest data are lit
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -191,6 +192,19 @@ class InternalError:
 
     suberror: int
     data: tuple[int, ...]
+
+    @property
+    def instruction(self) -> bytes:
+        """The bytes of the instruction that cannot be emulated, as far as KVM says them; they may be more than it.
+
+        >>> InternalError(1, (1, 0x9090909090E4D902, 0x9090909090909090, 0, 0, 0, 0, 0)).instruction.hex()
+        'd9e4'
+        """
+        known = common.KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES
+        if self.suberror != common.KVM_INTERNAL_ERROR_EMULATION or len(self.data) < 3 or not self.data[0] & known:
+            return b""
+        size, *rest = struct.pack("<2Q", self.data[1], self.data[2])
+        return bytes(rest[:size])
 
 
 @dataclass(slots=True)

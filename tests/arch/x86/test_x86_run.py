@@ -137,7 +137,7 @@ def test_running_where_no_memory_is(one: Rig) -> None:
     page = one.run((Event.FETCH, 0xABCD_0000))
     assert page.exit_reason == C.KVM_EXIT_INTERNAL_ERROR
     assert page.internal.suberror == C.KVM_INTERNAL_ERROR_EMULATION
-    assert list(page.internal.data[:2]) == [0, 0xABCD_0000]
+    assert (page.internal.ndata, list(page.internal.data[:6])) == (6, [0, 0, 0, 0xABCD_0000, 0, 0])
 
 
 def test_an_error_of_the_engine(one: Rig) -> None:

@@ -19,7 +19,7 @@ from anykvm.uapi.run import KvmRun
 from anykvm.virt import stats
 from anykvm.virt.dirty_ring import DirtyRingFull
 
-from . import debug, half_done, hypercall, inject, msrs, pv, quirks, smm, sync_regs, timer, tpr
+from . import debug, emulation, half_done, hypercall, inject, msrs, pv, quirks, smm, sync_regs, timer, tpr
 from .engine import SPURIOUS
 from .half_done import EXIT_DATA, MID_INSTRUCTION, PIO_PAGE
 
@@ -246,7 +246,8 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
             debug.fill_exit(arch, a, EXIT_DATA)
             return 0
         elif kind == _FETCH:
-            return _exit_internal(arch, common.KVM_INTERNAL_ERROR_EMULATION, 0, a)
+            if emulation.failed(arch, a):
+                return 0
         else:
             return _exit_internal(arch, common.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kind, a, b, cpu.rip)
         if arch.attention:

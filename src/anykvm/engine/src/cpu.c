@@ -130,7 +130,7 @@ static void guest_main(void *arg)
 
     for (;;) {
         int r, kind;
-        bool stepped;
+        bool stepped, single;
 
         FIELD(c->cs, CS_EXIT_REQUEST, bool) = false;
         FIELD(c->cs, CS_STOP, bool) = false;
@@ -152,6 +152,7 @@ static void guest_main(void *arg)
         r = c->m->target->exec(c->uc, c->cs);
         c->fill.active = false;
         stepped = c->x86.stepping && c->alone > 1;
+        single = c->alone;
         c->alone = 0;
         c->x86.stepping = false;
         if (c->abandon) {
@@ -159,7 +160,11 @@ static void guest_main(void *arg)
             cpu_park(c, EV_ABANDONED, 0, 0, 0);
         } else if (c->fetch_fault) {
             c->fetch_fault = false;
-            cpu_park(c, EV_FETCH, c->fill.pa_page | (c->fill.va & (GUEST_PAGE - 1)), 0, 0);
+            /* At a page's start it may be a later instruction of the block that runs into it: one at a time. */
+            if ((c->fill.va & (GUEST_PAGE - 1)) || single)
+                cpu_park(c, EV_FETCH, c->fill.pa_page | (c->fill.va & (GUEST_PAGE - 1)), 0, 0);
+            else
+                cpu_park(c, EV_EXCLUSIVE, 0, 0, 0);
         } else if (FIELD(c->uc, UC_INVALID_ERROR, int32_t)) {
             cpu_park(c, EV_ERROR, FIELD(c->uc, UC_INVALID_ERROR, uint32_t), (uint32_t)r, 0);
         } else if ((kind = c->m->target->stopped(c, r)) != EV_NONE) {
