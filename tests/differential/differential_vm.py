@@ -17,7 +17,8 @@ CAPS = (
     *((168, value) for value in (1, 3, 2)),  # MANUAL_DIRTY_LOG_PROTECT2
     *((116, 1), (213, 4), (213, 1 << 20)),  # DISABLE_QUIRKS, DISABLE_QUIRKS2
     *((129, value) for value in (0, 3, 4)),  # X2APIC_API
-    *((143, value) for value in (0, 4, 31)),  # X86_DISABLE_EXITS
+    *((143, value) for value in (0, 2, 4, 31)),  # X86_DISABLE_EXITS
+    *((182, value) for value in (0, 200_000, 1 << 32)),  # HALT_POLL
     *((9999, 0), (0, 0)),
 )
 

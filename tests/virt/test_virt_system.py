@@ -40,6 +40,7 @@ def test_opening_twice_gives_two_fds(machine: Machine) -> None:
         (caps.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, 3),
         (caps.KVM_CAP_ONE_REG, 1),
         (caps.KVM_CAP_COALESCED_MMIO, 1),
+        (caps.KVM_CAP_HALT_POLL, 1),
         (caps.KVM_CAP_DIRTY_LOG_RING, 0),
         (caps.KVM_CAP_GUEST_MEMFD, 0),
         (caps.KVM_CAP_MULTI_ADDRESS_SPACE, 0),
@@ -81,3 +82,12 @@ def test_enable_cap(machine: Machine) -> None:
     assert machine.errno(vm, rq.KVM_ENABLE_CAP, KvmEnableCap(cap=caps.KVM_CAP_ARM_MTE)) == "0"
     assert machine.errno(vm, rq.KVM_ENABLE_CAP, KvmEnableCap(cap=caps.KVM_CAP_DIRTY_LOG_RING)) == "EINVAL"
     assert machine.errno(vm, rq.KVM_ENABLE_CAP, 0) == "EFAULT"
+
+
+@pytest.mark.parametrize(
+    ("most", "flags", "outcome"), [(0, 0, "0"), (0xFFFFFFFF, 0, "0"), (1 << 32, 0, "EINVAL"), (0, 1, "EINVAL")]
+)
+def test_how_long_a_vcpu_may_poll(machine: Machine, most: int, flags: int, outcome: str) -> None:
+    cap = KvmEnableCap(cap=caps.KVM_CAP_HALT_POLL, flags=flags)
+    cap.args[0] = most
+    assert machine.errno(machine.vm(), rq.KVM_ENABLE_CAP, cap) == outcome

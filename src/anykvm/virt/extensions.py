@@ -40,6 +40,7 @@ _EVERYWHERE: Final[dict[int, int]] = {
     caps.KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: _DIRTY_LOG_PROTECT2,
     caps.KVM_CAP_BINARY_STATS_FD: 1,
     caps.KVM_CAP_SYSTEM_EVENT_DATA: 1,
+    caps.KVM_CAP_HALT_POLL: 1,
 }
 
 
@@ -78,6 +79,13 @@ def enable_cap(vm: Vm, arg: int) -> int:
         if cap.flags or args[0] & ~allowed:
             raise OSError(errno.EINVAL, f"KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 cannot be {args[0]:#x}")
         vm.manual_dirty_log_protect = args[0]
+        return 0
+    if cap.cap == caps.KVM_CAP_HALT_POLL:
+        # The most that a vCPU may poll before it sleeps: it never does.
+        if cap.flags or args[0] >> 32:
+            raise OSError(
+                errno.EINVAL, f"KVM_CAP_HALT_POLL takes 32 bits of nanoseconds and no flags, not {args[0]:#x}"
+            )
         return 0
     if cap.cap in (caps.KVM_CAP_DIRTY_LOG_RING, caps.KVM_CAP_DIRTY_LOG_RING_ACQ_REL):
         if not check_extension(vm.hooks, vm, cap.cap):

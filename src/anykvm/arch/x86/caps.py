@@ -11,7 +11,7 @@ from anykvm.uapi import caps
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.irq import KVM_MAX_IRQ_ROUTES
 
-from . import debug
+from . import debug, idle
 from .vm import KVM_MAX_VCPU_IDS, QUIRKS
 from .xsave import XSAVE_SIZE
 
@@ -59,7 +59,7 @@ OFFERED: Final = {
     caps.KVM_CAP_IOAPIC_POLARITY_IGNORED: 1,
     caps.KVM_CAP_VCPU_ATTRIBUTES: 1,
     caps.KVM_CAP_X2APIC_API: uapi.KVM_X2APIC_API_VALID_FLAGS,
-    caps.KVM_CAP_X86_DISABLE_EXITS: uapi.KVM_X86_DISABLE_EXITS_PAUSE,
+    caps.KVM_CAP_X86_DISABLE_EXITS: idle.OFFERED,
     caps.KVM_CAP_SPLIT_IRQCHIP: 1,
     caps.KVM_CAP_DISABLE_QUIRKS: 1,
     caps.KVM_CAP_DISABLE_QUIRKS2: QUIRKS,
@@ -157,15 +157,6 @@ def _x2apic_api(vm: Vm, value: int) -> None:
     vm.arch.tell_chip()
 
 
-def _disable_exits(vm: Vm, value: int) -> None:
-    # PAUSE is a hint, which never ends KVM_RUN here: there is nothing to turn off.
-    if value & ~uapi.KVM_X86_DISABLE_EXITS_PAUSE:
-        raise OSError(errno.EINVAL, f"exits {value:#x} cannot be disabled here")
-    with vm.lock:
-        if vm.created_vcpus:
-            raise OSError(errno.EINVAL, "exits are disabled before the first vCPU is created")
-
-
 ENABLE: Final[dict[int, Callable[[Vm, int], None]]] = {
     caps.KVM_CAP_MAX_VCPU_ID: _max_vcpu_id,
     caps.KVM_CAP_SPLIT_IRQCHIP: _split_irqchip,
@@ -178,7 +169,7 @@ ENABLE: Final[dict[int, Callable[[Vm, int], None]]] = {
     caps.KVM_CAP_EXIT_HYPERCALL: _exit_hypercall,
     caps.KVM_CAP_EXIT_ON_EMULATION_FAILURE: _exit_on_emulation_failure,
     caps.KVM_CAP_X2APIC_API: _x2apic_api,
-    caps.KVM_CAP_X86_DISABLE_EXITS: _disable_exits,
+    caps.KVM_CAP_X86_DISABLE_EXITS: idle.disable_exits,
 }
 
 

@@ -149,6 +149,14 @@ def with_mwait(leaves: tuple[CpuidLeaf, ...], on: bool) -> tuple[CpuidLeaf, ...]
     return tuple((*leaf[:5], leaf[5] & ~bit | (bit if on else 0), leaf[6]) if leaf[0] == 1 else leaf for leaf in leaves)
 
 
+def without_kvm_feature(leaves: tuple[CpuidLeaf, ...], feature: int) -> tuple[CpuidLeaf, ...]:
+    """The same without one of the features in KVM_CPUID_FEATURES' eax."""
+    base = kvm_base(leaves)
+    if base is None:
+        return leaves
+    return tuple((*leaf[:3], leaf[3] & ~(1 << feature), *leaf[4:]) if leaf[0] == base | 1 else leaf for leaf in leaves)
+
+
 def is_amd(leaves: tuple[CpuidLeaf, ...]) -> bool:
     """Whether the vendor is AMD or Hygon, whose hypercall is VMMCALL."""
     leaf = find(leaves, 0)
@@ -164,13 +172,19 @@ def hypercall_insn(leaves: tuple[CpuidLeaf, ...]) -> bytes:
 
 
 def find_kvm_features(leaves: tuple[CpuidLeaf, ...]) -> int:
-    """Find KVM_CPUID_FEATURES' eax, where KVM's signature is (a multiple of 0x100 from 0x40000000 on); 0 without."""
+    """Find KVM_CPUID_FEATURES' eax; 0 without."""
+    base = kvm_base(leaves)
+    features = find(leaves, base | 1) if base is not None else None
+    return features[3] if features is not None else 0
+
+
+def kvm_base(leaves: tuple[CpuidLeaf, ...]) -> int | None:
+    """Where KVM's signature is: a multiple of 0x100 from 0x40000000 on."""
     signature = tuple(int.from_bytes(uapi.KVM_SIGNATURE[start : start + 4], "little") for start in (0, 4, 8))
     for leaf in leaves:
         if leaf[0] & 0xFFFF00FF == uapi.KVM_CPUID_SIGNATURE and leaf[4:] == signature:
-            features = find(leaves, leaf[0] | 1)
-            return features[3] if features is not None else 0
-    return 0
+            return leaf[0]
+    return None
 
 
 def encode(leaves: tuple[CpuidLeaf, ...]) -> bytes:

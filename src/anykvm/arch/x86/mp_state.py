@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import common
 
+from . import idle
 from .lapic_init import EVENT_SIPI
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ def get(vcpu: X86Vcpu) -> int:
     lapic = vcpu.lapic
     if lapic is not None and lapic.pending_events:
         lapic.accept_events()
-    if vcpu.mp_state == common.KVM_MP_STATE_HALTED and vcpu.pv_unhalted:
-        return common.KVM_MP_STATE_RUNNABLE
-    return vcpu.mp_state
+    return idle.shown_state(vcpu)
 
 
 def set_(vcpu: X86Vcpu, state: int) -> None:
@@ -52,5 +51,5 @@ def set_(vcpu: X86Vcpu, state: int) -> None:
         with lapic.bus.lock:
             lapic.pending_events |= EVENT_SIPI
     vcpu.mp_state = state
-    vcpu.pv_unhalted = False
+    vcpu.pv_unhalted = vcpu.halted_unseen = False
     vcpu.attention = True

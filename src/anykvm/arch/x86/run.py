@@ -19,7 +19,7 @@ from anykvm.uapi.run import KvmRun
 from anykvm.virt import stats
 from anykvm.virt.dirty_ring import DirtyRingFull
 
-from . import debug, emulation, half_done, hypercall, inject, msrs, pv, quirks, smm, sync_regs, timer, tpr
+from . import debug, emulation, half_done, hypercall, idle, inject, msrs, pv, quirks, smm, sync_regs, timer, tpr
 from .engine import SPURIOUS
 from .half_done import EXIT_DATA, MID_INSTRUCTION, PIO_PAGE
 
@@ -190,9 +190,8 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
             value = inject.acknowledge(arch)
         elif kind == _HLT:
             values[stats.WFI_EXIT] += 1
-            if lapic is not None:
-                arch.mp_state = _HALTED
-                arch.attention = True
+            if idle.halts_within(arch):
+                idle.halt(arch)
             elif arch.injected_irq is None or not cpu.rflags & uapi.X86_EFLAGS_IF:
                 vcpu.set_exit_reason(common.KVM_EXIT_HLT)
                 return 0
@@ -309,6 +308,11 @@ def attend(arch: X86Vcpu) -> bool:
             raise DirtyRingFull
         if arch.mp_state == _RUNNABLE:
             return True
+        if arch.words[0] & 0xFF and arch.mp_state == _HALTED and _window_open(arch):
+            vcpu.stats.values[_REQUEST_IRQ_EXITS] += 1
+            vcpu.set_exit_reason(common.KVM_EXIT_IRQ_WINDOW_OPEN)
+            arch.attention = True
+            return False
         if not _wake_reason(arch):
             _sleep(arch)
         if arch.mp_state == _HALTED and _wake_reason(arch):
@@ -316,11 +320,17 @@ def attend(arch: X86Vcpu) -> bool:
             arch.pv_unhalted = False
 
 
+def _window_open(arch: X86Vcpu) -> bool:
+    """Whether a vCPU that is halted could take the interrupt that userspace has for it."""
+    asks = arch.lapic is None or arch.vm.chip().split
+    return asks and _ready(arch, arch.cpu, arch.cpu.rflags & _IF)
+
+
 def _wake_reason(arch: X86Vcpu) -> bool:
     """Whether a halted vCPU goes on: an interrupt it can take, or another vCPU's kick."""
     if arch.mp_state != _HALTED:
         return False
-    if arch.pv_unhalted or arch.nmi_waits or arch.smm.pending:
+    if arch.pv_unhalted or arch.nmi_waits or arch.smm.waits:
         return True
     pending = arch.chip_line or arch.injected_irq is not None
     return pending and arch.cpu.rflags & uapi.X86_EFLAGS_IF != 0

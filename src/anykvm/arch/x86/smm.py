@@ -46,6 +46,11 @@ class Smm:
         self.count = 0
         """How many SMIs were taken since the last INIT (MSR_SMI_COUNT)."""
 
+    @property
+    def waits(self) -> bool:
+        """Whether an SMI can be taken."""
+        return self.pending and not self.active
+
 
 def request(vcpu: X86Vcpu) -> None:
     """An SMI has come, from any thread."""
@@ -80,7 +85,7 @@ def take(vcpu: X86Vcpu) -> None:
     acknowledged. Then the engine is asked to come back right after it.
     """
     cpu = vcpu.cpu
-    if vcpu.smm.active:
+    if not vcpu.smm.waits:
         return
     if vcpu.mp_state == common.KVM_MP_STATE_HALTED:
         vcpu.mp_state = common.KVM_MP_STATE_RUNNABLE

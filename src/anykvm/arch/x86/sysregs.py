@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import hyperv, lapic_x2apic, mtrr, pv, quirks, smm, timer
+from . import hyperv, idle, lapic_x2apic, mtrr, pv, quirks, smm, timer
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -325,6 +325,8 @@ def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
     word = _bank(vcpu, index)
     if word is not None:
         return vcpu.mce_banks[word]
+    if not host and idle.is_residency(vcpu, index):
+        return 0
     return vcpu.cpu.get_msr(index)
 
 

@@ -19,7 +19,7 @@ from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..memory import connect_ring
 from ..sleep import Sleep
-from . import cpuid, debug, engine, hyperv, inject, lapic_x2apic, smm, sysregs, timer, tpr
+from . import cpuid, debug, engine, hyperv, idle, inject, lapic_x2apic, smm, sysregs, timer, tpr
 from .engine import LINE_INTR
 from .half_done import Batch, HalfDone
 from .xsave import XFEATURE_FP
@@ -84,6 +84,8 @@ class X86Vcpu(HalfDone):
         self.run_flags = 0
         """``kvm_run.flags``."""
         self.pv_unhalted = False
+        self.halted_unseen = False
+        """Halted by a HLT that does not exit (KVM_CAP_X86_DISABLE_EXITS)."""
         self.window = False
         """Whether the engine has been asked to say when an interrupt can be taken."""
         self.triple_fault = False
@@ -217,10 +219,10 @@ class X86Vcpu(HalfDone):
     def set_cpuid(self, leaves: tuple[CpuidLeaf, ...]) -> None:
         """KVM_SET_CPUID2; EINVAL for a change once the vCPU has run."""
         if self.has_run:
-            if leaves != self.cpuid:
+            if idle.kvm_leaves(self, leaves) != self.cpuid:
                 raise OSError(errno.EINVAL, "a vCPU's CPUID is fixed once it has run")
             return
-        self.cpuid = leaves
+        self.cpuid = leaves = idle.kvm_leaves(self, leaves)
         self.pv_features = cpuid.find_kvm_features(leaves)
         self.hyperv_enabled = hyperv.enabled(leaves)
         if self.lapic is not None:

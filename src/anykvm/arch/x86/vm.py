@@ -71,6 +71,8 @@ class X86Vm:
         """Whether an interrupt for 0xff is for all, also for local APICs in x2APIC mode."""
         self.msr_filter: MsrFilter = ALLOW_ALL
         self.disabled_quirks = 0
+        self.disabled_exits = 0
+        """KVM_X86_DISABLE_EXITS_*."""
 
     def close(self) -> None:
         """Free what the VM holds; every vCPU is gone."""
