@@ -26,8 +26,8 @@ WRAPPED = {
         cpu_check_watchpoint cpu_watchpoint_address_matches
         helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
         helper_raise_interrupt helper_rdpmc helper_ldmxcsr
-        translator_loop cpu_ldub_code tcg_gen_op3 tcg_gen_qemu_ld_i32 tcg_gen_qemu_ld_i64 tcg_gen_qemu_st_i32
-        tcg_gen_qemu_st_i64
+        translator_loop cpu_ldub_code cpu_lduw_code cpu_ldl_code tcg_gen_op3
+        tcg_gen_qemu_ld_i32 tcg_gen_qemu_ld_i64 tcg_gen_qemu_st_i32 tcg_gen_qemu_st_i64
     """,
 }
 

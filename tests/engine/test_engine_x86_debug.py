@@ -130,6 +130,10 @@ def test_a_breakpoint_of_the_debugger_on_code(x86):
         ("mov %rax,-4(%rbx)", 1, 0, True),
         ("mov %rax,-8(%rbx)", 1, 0, False),
         ("incl (%rbx)", 1, 3, True),
+        ("lock incl (%rbx)", 1, 3, True),
+        ("lock incb 4(%rbx)", 1, 3, False),
+        ("xchg %ecx,(%rbx)", 3, 3, True),
+        ("lock cmpxchg8b -4(%rbx)", 1, 3, True),
         ("push (%rbx)", 3, 3, True),
         ("mov %al,7(%rbx)", 1, 2, True),
         ("movups %xmm0,-8(%rbx)", 1, 0, True),
@@ -146,7 +150,7 @@ def test_a_watchpoint_of_the_debugger(x86, access, kind, size, hit):
         assert c.gpr[RCX] == 0
         event = go(c)
     assert event == LAST
-    if access == "incl (%rbx)":
+    if access in ("incl (%rbx)", "lock incl (%rbx)"):
         assert b.word(DATA, 4) == 1
     if access.startswith("push"):
         assert c.gpr[4] == KSTACK - 8
@@ -165,6 +169,15 @@ def test_a_debuggers_registers_hide_the_guests(x86):
     t = b.fault(c)
     assert (t.vector, t.ip) == (DB, CODE + 2)
     assert (c.get_dr(6) & 0xF, c.get_dr(7)) == (1, DR7 | 0x2 | 1 << 16)
+
+
+def test_a_locked_instruction_that_ran_before_meets_a_data_breakpoint(x86):
+    b = x86("mov $2,%ecx; 1: lock incl (%rbx); dec %ecx; jnz 1b; mov %rbx,%dr0; mov %rax,%dr7; mov $2,%ecx; jmp 1b")
+    c = b.long(rbx=DATA, rax=DR7 | 2 | 1 << 16 | 3 << 18)
+    for n in (3, 4):
+        t = b.fault(c)
+        assert (t.vector, t.ip, c.get_dr(6) & 0xF) == (DB, CODE + 8, 1)
+        assert b.word(DATA, 4) == n
 
 
 def test_a_data_breakpoint_in_a_repeated_instruction(x86):

@@ -330,6 +330,34 @@ def test_alignment_checks_at_ring_3_only(x86):
             b.end(c)
 
 
+@pytest.mark.parametrize(
+    ("code", "faults"),
+    [
+        ("lock incl 2(%rbx)", True),
+        ("lock incb 1(%rbx)", False),
+        ("lock xaddq %rcx,4(%rbx)", True),
+        ("xchg %cx,1(%rbx)", True),
+        ("lock cmpxchg8b 4(%rbx)", True),
+        ("lock cmpxchg8b 8(%rbx)", False),
+        ("fldt 4(%rbx)", True),
+        ("fldt 8(%rbx)", False),
+        ("fnstenv 2(%rbx)", True),
+        ("fnstenv 4(%rbx)", False),
+        ("data16 fnstenv 2(%rbx)", False),
+        ("fnsave 2(%rbx)", True),
+        ("fxsave 16(%rbx)", False),
+    ],
+)
+def test_alignment_of_locked_and_wide_accesses(x86, code, faults):
+    b = x86(f"{AT}1: {code}; hlt")
+    c = b.long(user=True, rbx=DATA)
+    c.cr0 |= 0x40000
+    c.rflags = 0x40002
+    t = b.fault(c)
+    assert (t.vector, t.error) == ((AC, 0) if faults else (GP, 0))  # GP: HLT
+    assert (t.ip == c.gpr[15]) == faults
+
+
 # Double and triple faults.
 
 

@@ -8,6 +8,7 @@ from x86_board import (
     CODE32,
     DATA,
     DATA0,
+    EXEC_ONLY,
     GDT,
     GP,
     IDT32,
@@ -22,20 +23,11 @@ from x86_board import (
     TSS32_SEL,
     X86Board,
     descriptor,
+    second_task,
 )
 
 NESTED = 0x4000
 BUSY = 2
-
-
-def second_task(b: X86Board, *, access: int = 0x89, limit: int = 0x67) -> None:
-    """A task at 0x7000 with a stack at 0x70000, and ECX = 5."""
-    b.set_word(GDT + TASK2, descriptor(DATA, limit, access))
-    for at, value in ((0x20, 0x7000), (0x24, 2), (0x2C, 5), (0x38, 0x70000), (0x4C, CODE32), (0x60, 0)):
-        b.set_word(DATA + at, value, 4)
-    for at in (0x48, 0x50, 0x54, 0x58, 0x5C):
-        b.set_word(DATA + at, DATA0, 4)
-    b.set_word(DATA + 0x66, 0x68, 2)
 
 
 def access(b: X86Board, selector: int) -> int:
@@ -91,3 +83,30 @@ def test_tasks_that_cannot_be_entered(x86, given, vector, error):
     t = b.fault(c := b.protected(), 32)
     assert (t.vector, t.error, t.ip) == (vector, error, c.gpr[5])
     assert c.get_segment(TR)[0] == TSS32_SEL
+
+
+@pytest.mark.parametrize(
+    ("at", "selector", "vector", "error"),
+    [
+        (0x4C, DATA0, TS, DATA0),
+        (0x4C, 0, TS, 0),
+        (0x50, CODE32, TS, CODE32),
+        (0x50, 0, TS, 0),
+        (0x54, EXEC_ONLY, TS, EXEC_ONLY),
+    ],
+    ids=["data as code", "no code", "code as stack", "no stack", "execute-only code as data"],
+)
+def test_a_task_with_a_segment_that_is_wrong(x86, at, selector, vector, error):
+    """It is the new task's fault, before its first instruction: its handler has a task of its own."""
+    b = x86(f"ljmp ${TASK2},$0; hlt", bits=32)
+    second_task(b)
+    b.set_word(DATA + at, selector, 4)
+    b.set_word(GDT + TSS32_SEL, descriptor(TSS32, 0x2068, 0x8B))
+    second_task(b, at=DATA + 0x1000, selector=0xC8, rip=0x7100)
+    b.set_word(IDT32 + 8 * vector, 0xC8 << 16 | 0x85 << 40)
+    b.load("pop %ebx; hlt", bits=32, at=0x7100)
+    c = b.protected()
+    b.end(c, 32)
+    assert (c.get_segment(TR)[0], c.gpr[RBX]) == (0xC8, error)
+    assert b.word(DATA + 0x1000, 2) == TASK2
+    assert b.word(DATA + 0x20, 4) == 0x7000

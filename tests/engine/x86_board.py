@@ -267,6 +267,18 @@ class X86Board:
         self.machine.close()
 
 
+def second_task(
+    b: X86Board, *, access: int = 0x89, limit: int = 0x67, at: int = DATA, selector: int = TASK2, rip: int = 0x7000
+) -> None:
+    """A task with a stack at 0x70000, and ECX = 5."""
+    b.set_word(GDT + selector, descriptor(at, limit, access))
+    for field, value in ((0x20, rip), (0x24, 2), (0x2C, 5), (0x38, 0x70000), (0x4C, CODE32), (0x60, 0)):
+        b.set_word(at + field, value, 4)
+    for field in (0x48, 0x50, 0x54, 0x58, 0x5C):
+        b.set_word(at + field, DATA0, 4)
+    b.set_word(at + 0x66, 0x68, 2)
+
+
 def go(cpu: X86Cpu, value: int = 0, *, seconds: float = 20) -> tuple[int, int, int, int]:
     """``run(value)`` that a kick ends after `seconds`."""
     timer = threading.Timer(seconds, cpu.kick)

@@ -276,6 +276,8 @@ struct cpu {
         uint32_t cr3_writes;
         int nlow;               /* pages of the lower half in the kernel's TLBs; beyond X86_LOW not listed */
         struct { uint64_t va; int mode; } low[X86_LOW];
+        bool watched;           /* there was a data breakpoint: locked instructions ask for them */
+        uint32_t task;          /* the task's selector when an instruction that may switch began, and a flag; 0 else */
     } x86;
 
     uint32_t insn;              /* being translated */

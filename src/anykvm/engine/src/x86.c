@@ -13,6 +13,8 @@ uint64_t qemu_ram_addr_from_host_x86_64(void *uc, void *ptr);
 #define VECTOR_DB 1
 #define VECTOR_BP 3
 #define VECTOR_NP 11
+#define VECTOR_PF 14
+#define ERROR_WRITE 2u
 #define EFLAGS_IF 0x200u
 #define NO_VECTOR 256
 #define VMCALL 0xc1
@@ -39,6 +41,7 @@ static uint64_t park_between(struct cpu *c, int kind, uint64_t a)
 /* A debugger's step ends with it, at the handler. */
 static void deliver(struct cpu *c, int vector)
 {
+    x86_segment_check_frame(c, (uint32_t)vector, X86_FRAME_INTERRUPT);
     do_interrupt_x86_hardirq_x86_64(c->env, vector, 1);
     if (c->x86.stepping) {
         FIELD(c->cs, CS_CFLAGS_NEXT, uint32_t) = ~0u;
@@ -186,6 +189,17 @@ static void check_gate(struct cpu *c, uint32_t vector, bool software)
         raise_exception_err_x86_64(c->env, VECTOR_NP, (int)vector * 8 + 2);
 }
 
+/* The page fault of an instruction that reads a place and writes it is that of a write, on a processor. */
+static void check_read_for_write(struct cpu *c)
+{
+    uint32_t *error = &FIELD(c->env, X86_ERROR_CODE, uint32_t);
+    uint64_t pc = ((struct x86_segment *)(c->env + X86_SEGS))[1].base + FIELD(c->env, X86_EIP, uint64_t);
+
+    if (c->fill.active && c->fill.ra && c->fill.access == ACCESS_LOAD && !(*error & ERROR_WRITE) &&
+        x86_modifies(c->env, pc, FIELD(c->env, X86_HFLAGS, uint32_t) & X86_HF_CS64))
+        *error |= ERROR_WRITE;
+}
+
 static void on_exception(void *uc, uint32_t number, void *unused)
 {
     struct cpu *c = cpu_of_uc(uc);
@@ -193,6 +207,10 @@ static void on_exception(void *uc, uint32_t number, void *unused)
 
     (void)unused;
     FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
+    if (c->x86.task)
+        x86_task_fault(c);
+    if (number == VECTOR_PF)
+        check_read_for_write(c);
     c->fill.active = false;
     if (number == VECTOR_UD && !c->x86.own_ud && (undefined_to_unicorn(c) || rsm(c)))
         return;
@@ -216,7 +234,7 @@ static void on_exception(void *uc, uint32_t number, void *unused)
     }
     c->x86.own_ud = false;
     check_gate(c, number, software);
-    x86_segment_check_frame(c, number);
+    x86_segment_check_frame(c, number, software ? X86_FRAME_SOFTWARE : X86_FRAME_EXCEPTION);
     x86_cpu_do_interrupt_x86_64(c->cs);
 }
 

@@ -29,17 +29,41 @@ struct x86_insn {
     bool undefined;
     bool aligned;     /* an operand of 16 bytes in memory must be aligned */
     bool sse;         /* it may raise a floating-point exception of SSE */
+    bool data16;      /* it has the prefix for operands of the other size */
     int segment;      /* of the last address that is not flat, -1 before there is one */
     bool uses_mxcsr;  /* STMXCSR, FXSAVE, XSAVE, and FXRSTOR and XRSTOR, which may leave it as it is */
 };
 void x86_decode(void *env, uint64_t va, bool code64, struct x86_insn *out);
 
+bool x86_modifies(void *env, uint64_t va, bool code64);
 bool x86_uses_stack(void *env, uint64_t va, bool store);
 void x86_segment_flags(struct cpu *c);
 bool x86_segment_checked(uint32_t tb_flags, int n, bool store);
-void x86_segment_check(void *env, uint64_t va, uint32_t access);
-void x86_segment_check_frame(struct cpu *c, uint32_t vector);
-#define X86_SEGMENT_STORE 0x1000u
+void x86_segment_check(void *env, uint64_t va, uint32_t access, uintptr_t ra);
+void x86_segment_check_frame(struct cpu *c, uint32_t vector, int kind);
+void x86_segment_check_stack(void *env, uint32_t far);
+void x86_segment_check_call(void *env, uint32_t selector, uint32_t bytes);
+void x86_task_begin(void *env);
+void x86_task_end(void *env);
+void x86_task_fault(struct cpu *c);
+void x86_segment_check_fetch(void *env, uint64_t va, uint32_t size);
+bool x86_segment_ends_near(struct cpu *c, uint64_t va);
+enum { X86_FRAME_INTERRUPT, X86_FRAME_EXCEPTION, X86_FRAME_SOFTWARE };
+
+/* An access: the segment's number or none, bytes, whether it stores, whether a breakpoint is to be asked, its alignment - 1. */
+#define X86_ACCESS_FLAT 0xfu
+#define X86_ACCESS_STORE 0x10000u
+#define X86_ACCESS_ATOMIC 0x20000u
+#define X86_ACCESS_ALIGN_SHIFT 20
+void x86_check_access(void *env, uint64_t va, uint32_t access);
+unsigned x86_helper_access(struct cpu *c, void *func, uint32_t *access);
+static inline bool x86_checks_alignment(uint32_t tb_flags)
+{
+    return (tb_flags & (X86_HF_AM | X86_EFLAGS_AC)) == (X86_HF_AM | X86_EFLAGS_AC) && (tb_flags & X86_HF_CPL) == 3;
+}
+
+void helper_fxrstor_x86_64(void *env, uint64_t va);
+void helper_xrstor_x86_64(void *env, uint64_t va, uint64_t rfbm);
 
 void *tlb_vaddr_to_host_x86_64(void *env, uint64_t addr, int access, int mmu_idx);
 void x86_fault(void *env, int vector, uintptr_t ra) __attribute__((noreturn));

@@ -67,14 +67,15 @@ static unsigned meets(struct cpu *c, uint64_t va, uint64_t size, int flags)
     return hits;
 }
 
-/* A page enters the TLB: are its accesses to be watched? */
+/*
+ * A page enters the TLB: are its accesses to be watched? If its stores are, its loads are too: an atomic access to a page
+ * where the two differ would be done alone.
+ */
 int __wrap_cpu_watchpoint_address_matches_x86_64(void *cs, uint64_t va, uint64_t size)
 {
     struct cpu *c = cpu_of(cs);
 
-    if (!watches_data(active_dr(c)[7]))
-        return 0;
-    return (meets(c, va, size, 0) ? BP_MEM_READ : 0) | (meets(c, va, size, BP_MEM_WRITE) ? BP_MEM_WRITE : 0);
+    return watches_data(active_dr(c)[7]) && meets(c, va, size, BP_MEM_WRITE) ? BP_MEM_READ | BP_MEM_WRITE : 0;
 }
 
 /* An access to such a page, before it is done. */
@@ -135,6 +136,14 @@ static void watch_anew(struct cpu *c)
     c->m->target->apply(c, &all);
 }
 
+/* Locked instructions ask before they access, from the first data breakpoint on: code of before does not. */
+static void ask_atomics(struct cpu *c)
+{
+    if (!c->x86.watched)
+        c->flush_code = true;
+    c->x86.watched = true;
+}
+
 /* A debug register of the guest's, with what hangs on it. */
 void x86_set_dr(struct cpu *c, int n, uint64_t value)
 {
@@ -151,6 +160,8 @@ void x86_set_dr(struct cpu *c, int n, uint64_t value)
     else
         dr[n] = value;
     cpu_x86_update_dr7_x86_64(c->env, (uint32_t)dr7);
+    if (watches_data(dr7))
+        ask_atomics(c);
     if (data || watches_data(dr7))
         watch_anew(c);
 }
@@ -175,6 +186,8 @@ void x86_set_debug(struct cpu *c, const struct x86_debug *wanted)
         if (enabled(wanted->dr[7], n) && type(wanted->dr[7], n) == TYPE_CODE)
             cpu_breakpoint_insert_x86_64(c->cs, wanted->dr[n], BP_GDB, NULL);
     c->flush_code = true;
+    if (watches_data(active_dr(c)[7]))
+        ask_atomics(c);
     watch_anew(c);
 }
 

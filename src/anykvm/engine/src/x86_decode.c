@@ -15,9 +15,24 @@ uint32_t __real_cpu_ldub_code_x86_64(void *env, uint64_t va);
 struct code {
     void *env;
     uint64_t at;
+    bool quiet; /* what cannot be read is zero, and `lost` is set; else it faults as a fetch does */
+    bool lost;
 };
 
-static uint8_t next(struct code *code) { return (uint8_t)__real_cpu_ldub_code_x86_64(code->env, code->at++); }
+/* A byte of an instruction that runs; 0 where its page is not in the TLB any more. */
+static uint8_t running(struct code *code)
+{
+    bool user = (FIELD(code->env, X86_HFLAGS, uint32_t) & X86_HF_CPL) == 3;
+    uint8_t *at = tlb_vaddr_to_host_x86_64(code->env, code->at++, ACCESS_FETCH, user ? X86_MMU_USER : X86_MMU_KERNEL);
+
+    code->lost |= !at;
+    return at ? *at : 0;
+}
+
+static uint8_t next(struct code *code)
+{
+    return code->quiet ? running(code) : (uint8_t)__real_cpu_ldub_code_x86_64(code->env, code->at++);
+}
 
 /* BMI's instructions are VEX encoded and need no AVX: maps 0F38 and 0F3A, 128 bits. */
 static bool is_bmi(struct code *code, uint8_t first)
@@ -143,7 +158,7 @@ static void two_bytes(struct code *code, uint8_t prefix, struct x86_insn *out)
 /* Looks at the instruction at a linear address, as far as its kind needs it. Faults as a fetch does. */
 void x86_decode(void *env, uint64_t va, bool code64, struct x86_insn *out)
 {
-    struct code code = {env, va};
+    struct code code = {env, va, false, false};
     bool lock = false;
     uint8_t op, prefix = 0;
 
@@ -157,11 +172,13 @@ void x86_decode(void *env, uint64_t va, bool code64, struct x86_insn *out)
         else if (op == 0xf2 || op == 0xf3)
             prefix = op;
         else if (op == 0x66)
-            prefix = prefix ? prefix : op;
+            out->data16 = true;
         else if (op != 0x26 && op != 0x2e && op != 0x36 && op != 0x3e && op != 0x64 && op != 0x65 && op != 0x67 &&
                  !(code64 && (op & 0xf0) == 0x40))
             break;
     }
+    if (!prefix && out->data16)
+        prefix = 0x66;
     if (op == 0xc4 || op == 0xc5) {
         uint8_t first = next(&code);
 
@@ -176,19 +193,37 @@ void x86_decode(void *env, uint64_t va, bool code64, struct x86_insn *out)
         two_bytes(&code, prefix, out);
 }
 
-/* A byte of an instruction that runs; 0 where its page is not in the TLB any more. */
-static uint8_t running(struct code *code)
+/* Does the instruction at this linear address, which runs, read its destination in memory and write it? */
+bool x86_modifies(void *env, uint64_t va, bool code64)
 {
-    bool user = (FIELD(code->env, X86_HFLAGS, uint32_t) & X86_HF_CPL) == 3;
-    uint8_t *at = tlb_vaddr_to_host_x86_64(code->env, code->at++, ACCESS_FETCH, user ? X86_MMU_USER : X86_MMU_KERNEL);
+    struct code code = {env, va, true, false};
+    uint8_t op, modrm;
+    bool yes;
 
-    return at ? *at : 0;
+    do
+        op = next(&code);
+    while (code.at - va < LONGEST && (op == 0xf0 || op == 0xf2 || op == 0xf3 || op == 0x66 || op == 0x26 || op == 0x2e ||
+                                      op == 0x36 || op == 0x3e || op == 0x64 || op == 0x65 || op == 0x67 ||
+                                      (code64 && (op & 0xf0) == 0x40)));
+    if (op == 0xc0 || op == 0xc1 || (op >= 0xd0 && op <= 0xd3)) {
+        yes = MOD(next(&code)) != 3;
+    } else {
+        struct code second = code;
+
+        yes = lockable(&code, op);
+        op = op == 0x0f ? next(&second) : 0;
+        modrm = next(&second);
+        if (op == 0xa4 || op == 0xa5 || op == 0xac || op == 0xad)
+            yes = MOD(modrm) != 3;
+        code.lost |= second.lost;
+    }
+    return yes && !code.lost;
 }
 
 /* Does the 64-bit instruction at this address load from the stack segment, or store to it? */
 bool x86_uses_stack(void *env, uint64_t va, bool store)
 {
-    struct code code = {env, va};
+    struct code code = {env, va, true, false};
     uint8_t op, modrm, rex = 0;
 
     while (code.at - va < LONGEST) {
@@ -225,5 +260,5 @@ bool x86_uses_stack(void *env, uint64_t va, bool store)
     if ((modrm & 7) != 4)
         return false;
     modrm = running(&code) & 7; /* the base */
-    return !(rex & 1) && (modrm == 4 || (modrm == 5 && MOD(running(&(struct code){env, code.at - 2}))));
+    return !(rex & 1) && (modrm == 4 || (modrm == 5 && MOD(running(&(struct code){env, code.at - 2, true, false}))));
 }

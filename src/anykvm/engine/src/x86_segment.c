@@ -4,7 +4,7 @@
  *
  * A flat segment (4 GiB, and all that it may be used for is allowed) needs no check and gets none: a block is translated
  * for the cpu's flags, and three of our own say which segments are not flat. With them set, loads and stores through
- * such a segment are preceded by a call to x86_segment_check. The flags follow the segments in the main loop, where every
+ * such a segment are preceded by a call to x86_check_access. The flags follow the segments in the main loop, where every
  * block that loads one ends.
  */
 #include "x86.h"
@@ -17,14 +17,22 @@
 #define DS 3
 #define FS 4
 #define GS 5
+#define LDT 6
+#define TR 7
+#define GDT 8
 #define SEG_W 0x200u /* writable data, readable code */
 #define SEG_E 0x400u /* data expands down */
 #define SEG_CODE 0x800u
+#define SEG_S 0x1000u     /* code or data */
 #define SEG_P 0x8000u
 #define SEG_B 0x400000u
+#define SEG_G 0x800000u
 #define EFLAGS_VM 0x20000u
+#define LONGEST 15 /* bytes of an instruction */
+#define EFLAGS_NT 0x4000u
 #define GATE_TASK 5
-#define FRAME 16 /* bytes of an exception's 32-bit frame without a change of stacks */
+#define GATE_32 8          /* of a gate's or a task's type */
+#define WITH_CODE 0x27d00u /* the exceptions that have an error code */
 
 static struct x86_segment *segment(void *env, int n) { return (struct x86_segment *)((char *)env + X86_SEGS) + n; }
 
@@ -76,29 +84,175 @@ bool x86_segment_checked(uint32_t tb_flags, int n, bool store)
                      : (tb_flags & X86_HF_LIMITS_DATA) || (n == CS && store);
 }
 
-/* Called by translated code before an access: access is the segment's number, its size in bytes, and whether it stores. */
-void x86_segment_check(void *env, uint64_t va, uint32_t access)
+/* Before an access: see X86_ACCESS_STORE. */
+void x86_segment_check(void *env, uint64_t va, uint32_t access, uintptr_t ra)
 {
     int n = (int)(access & 0xf);
     const struct x86_segment *s = segment(env, n);
-    bool store = access & X86_SEGMENT_STORE, code = s->flags & SEG_CODE;
+    bool store = access & X86_ACCESS_STORE, code = s->flags & SEG_CODE;
     bool allowed = (s->flags & SEG_P) && (store ? !code && (s->flags & SEG_W) : !code || (s->flags & SEG_W));
 
-    if (!allowed || !within(s, (uint32_t)(va - s->base), access >> 4 & 0xff))
-        x86_fault(env, n == SS ? VECTOR_SS : VECTOR_GP, RA);
+    if (!allowed || !within(s, (uint32_t)(va - s->base), access >> 4 & 0xfff))
+        x86_fault(env, n == SS ? VECTOR_SS : VECTOR_GP, ra);
 }
 
-/* An exception that stays on its stack finds no room for its frame there: a stack fault, which becomes a double fault. */
-void x86_segment_check_frame(struct cpu *c, uint32_t vector)
+/*
+ * Code: its bytes are looked at as they are translated, which the cpu does at the instruction pointer. So near the limit
+ * each instruction is a block of its own.
+ */
+static bool code_limited(struct cpu *c)
 {
-    struct x86_segment *idt = segment(c->env, X86_IDT);
-    uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t);
-    uint32_t esp = (uint32_t)x86_regs(c->env)[RSP];
-    const uint8_t *gate;
+    return (c->x86.tb_flags & X86_HF_LIMITS_DATA) && !(c->x86.tb_flags & X86_HF_CS64) && segment(c->env, CS)->limit != ~0u;
+}
 
-    if (!(hflags & X86_HF_LIMITS_DATA) || (hflags & (X86_HF_CPL | X86_HF_LMA)) || !(segment(c->env, SS)->flags & SEG_B))
+void x86_segment_check_fetch(void *env, uint64_t va, uint32_t size)
+{
+    struct cpu *c = x86_cpu_of(env);
+    struct x86_segment *cs = segment(env, CS);
+
+    if (c->x86.insn && code_limited(c) && !within(cs, (uint32_t)(va - cs->base), size))
+        raise_exception_err_x86_64(env, VECTOR_GP, 0);
+}
+
+bool x86_segment_ends_near(struct cpu *c, uint64_t va)
+{
+    struct x86_segment *cs = segment(c->env, CS);
+
+    return code_limited(c) && !within(cs, (uint32_t)(va - cs->base), LONGEST);
+}
+
+/* The stack, where Unicorn uses it in a function of its own. */
+
+static uint32_t stack_pointer(void *env)
+{
+    uint32_t esp = (uint32_t)x86_regs(env)[RSP];
+
+    return segment(env, SS)->flags & SEG_B ? esp : esp & 0xffff;
+}
+
+/* RETF and IRET take so many bytes from it; a return to another task takes none. */
+void x86_segment_check_stack(void *env, uint32_t bytes)
+{
+    if (!(FIELD(env, X86_EFLAGS, uint32_t) & EFLAGS_NT) && !within(segment(env, SS), stack_pointer(env), bytes))
+        x86_fault(env, VECTOR_SS, RA);
+}
+
+/* A descriptor, in two halves, if its page is in the TLB or can be. */
+static bool descriptor(void *env, uint32_t selector, uint32_t *halves)
+{
+    const struct x86_segment *table = segment(env, selector & 4 ? LDT : GDT);
+    uint32_t at = selector & 0xfff8;
+    const void *host;
+
+    if (!(selector & 0xfffc) || at + 7 > table->limit || ((table->base + at) & (GUEST_PAGE - 1)) > GUEST_PAGE - 8)
+        return false;
+    host = tlb_vaddr_to_host_x86_64(env, table->base + at, ACCESS_LOAD, X86_KERNEL_MODE);
+    if (host)
+        memcpy(halves, host, 8);
+    return host;
+}
+
+/* A far CALL of code leaves so many bytes on the stack; through a gate it may be on another. */
+void x86_segment_check_call(void *env, uint32_t selector, uint32_t bytes)
+{
+    uint32_t halves[2];
+
+    if (descriptor(env, selector, halves) && (halves[1] & (SEG_S | SEG_CODE)) == (SEG_S | SEG_CODE) &&
+        !within(segment(env, SS), stack_pointer(env) - bytes, bytes))
+        x86_fault(env, VECTOR_SS, RA);
+}
+
+/* The stack that a task has for a ring: false if that cannot be read. */
+static bool ring_stack(void *env, uint32_t ring, uint32_t *selector, uint32_t *top, struct x86_segment *stack)
+{
+    const struct x86_segment *tr = segment(env, TR);
+    bool wide = tr->flags >> 8 & GATE_32;
+    uint32_t at = wide ? 4 + 8 * ring : 2 + 4 * ring, halves[2];
+    uint64_t va = tr->base + at;
+    const uint8_t *host;
+    uint16_t low;
+
+    if (at + (wide ? 8 : 4) > tr->limit || (va & (GUEST_PAGE - 1)) > GUEST_PAGE - 8)
+        return false;
+    host = tlb_vaddr_to_host_x86_64(env, va, ACCESS_LOAD, X86_KERNEL_MODE);
+    if (!host)
+        return false;
+    memcpy(&low, host + (wide ? 4 : 2), sizeof(low));
+    *selector = low;
+    memcpy(&low, host, sizeof(low));
+    *top = low;
+    if (wide)
+        memcpy(top, host, sizeof(*top));
+    if (!descriptor(env, *selector, halves))
+        return false;
+    stack->flags = halves[1];
+    stack->limit = (halves[0] & 0xffff) | (halves[1] & 0xf0000);
+    if (halves[1] & SEG_G)
+        stack->limit = stack->limit << 12 | 0xfff;
+    if (!(halves[1] & SEG_B))
+        *top &= 0xffff;
+    return true;
+}
+
+/*
+ * An exception or interrupt finds no room for its frame on the stack that it goes to: a stack fault, which may become a
+ * double fault. What else is wrong with the gate, the code or the stack is Unicorn's to say.
+ */
+void x86_segment_check_frame(struct cpu *c, uint32_t vector, int kind)
+{
+    struct x86_segment *idt = segment(c->env, X86_IDT), stack;
+    uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t), gate[2], code[2], selector = 0, top, bytes;
+    bool vm86 = FIELD(c->env, X86_EFLAGS, uint32_t) & EFLAGS_VM, inner;
+    uint64_t at = idt->base + vector * 8;
+    const void *host;
+
+    if (!(hflags & X86_HF_PE) || (hflags & X86_HF_LMA) || vector * 8 + 7 > idt->limit ||
+        (at & (GUEST_PAGE - 1)) > GUEST_PAGE - 8)
         return;
-    gate = tlb_vaddr_to_host_x86_64(c->env, idt->base + vector * 8 + 5, ACCESS_LOAD, X86_KERNEL_MODE);
-    if (gate && (*gate & 0x1f) != GATE_TASK && !within(segment(c->env, SS), esp - FRAME, FRAME))
-        raise_exception_err_x86_64(c->env, VECTOR_SS, 0);
+    host = tlb_vaddr_to_host_x86_64(c->env, at, ACCESS_LOAD, X86_KERNEL_MODE);
+    if (!host)
+        return;
+    memcpy(gate, host, sizeof(gate));
+    if ((gate[1] >> 8 & 0x1f) == GATE_TASK || !descriptor(c->env, gate[0] >> 16, code) || !(code[1] & SEG_CODE))
+        return;
+    inner = (!(code[1] & SEG_E) && (code[1] >> 13 & 3) < (hflags & X86_HF_CPL)) || vm86;
+    bytes = 3 + (inner ? 2 : 0) + (vm86 ? 4 : 0) + (kind == X86_FRAME_EXCEPTION && (WITH_CODE >> vector & 1));
+    bytes *= gate[1] >> 8 & GATE_32 ? 4 : 2;
+    if (inner) {
+        if (!ring_stack(c->env, code[1] >> 13 & 3, &selector, &top, &stack))
+            return;
+    } else {
+        stack = *segment(c->env, SS);
+        top = stack_pointer(c->env);
+    }
+    if (!within(&stack, top - bytes, bytes))
+        raise_exception_err_x86_64(c->env, VECTOR_SS, (int)((selector & 0xfffc) | (kind != X86_FRAME_SOFTWARE)));
+}
+
+/*
+ * Tasks. A segment of the new task that is wrong is that task's fault, before its first instruction; Unicorn has it at
+ * the instruction that switched.
+ */
+#define IN_TASK 0x10000u
+
+void x86_task_begin(void *env) { x86_cpu_of(env)->x86.task = segment(env, TR)->selector | IN_TASK; }
+void x86_task_end(void *env) { x86_cpu_of(env)->x86.task = 0; }
+
+/* An exception: was a task switched to by the instruction that raised it? */
+void x86_task_fault(struct cpu *c)
+{
+    const struct x86_segment *tr = segment(c->env, TR);
+    bool wide = tr->flags >> 8 & GATE_32;
+    uint64_t at = tr->base + (wide ? 0x20 : 0x0e);
+    const void *host;
+    uint32_t eip = 0;
+
+    if (c->x86.task && c->x86.task != (tr->selector | IN_TASK) && (at & (GUEST_PAGE - 1)) <= GUEST_PAGE - 4) {
+        host = tlb_vaddr_to_host_x86_64(c->env, at, ACCESS_LOAD, X86_KERNEL_MODE);
+        if (host) {
+            memcpy(&eip, host, wide ? 4 : 2);
+            FIELD(c->env, X86_EIP, uint64_t) = eip;
+        }
+    }
+    c->x86.task = 0;
 }

@@ -25,9 +25,6 @@ void __wrap_helper_outl_x86_64(void *env, uint32_t port, uint32_t v);
 
 void __wrap_helper_wrmsr_x86_64(void *env);
 void __wrap_helper_ldmxcsr_x86_64(void *env, uint32_t v);
-void helper_fxrstor_x86_64(void *env, uint64_t va);
-void helper_xrstor_x86_64(void *env, uint64_t va, uint64_t rfbm);
-
 void helper_load_seg_x86_64(void *env, int n, int selector);
 
 static bool restores_mxcsr(void *func)
@@ -68,7 +65,11 @@ static const struct helper {
     {(void *)x86_mxcsr_written, "mxcsr_written", 0, TCG_ARG1_64BIT},
     {(void *)x86_sse_before, "sse_before", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
     {(void *)check_stack_segment, "check_stack_segment", 0, TCG_ARG1_64BIT},
-    {(void *)x86_segment_check, "segment_check", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
+    {(void *)x86_check_access, "check_access", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
+    {(void *)x86_task_begin, "task_begin", 0, TCG_ARG1_64BIT},
+    {(void *)x86_task_end, "task_end", 0, TCG_ARG1_64BIT},
+    {(void *)x86_segment_check_stack, "segment_check_stack", 0, TCG_ARG1_64BIT},
+    {(void *)x86_segment_check_call, "segment_check_call", 0, TCG_ARG1_64BIT},
     {(void *)x86_sse_after, "sse_after", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
 };
 
@@ -88,8 +89,59 @@ static void call_with_env(void *tcg, void *func)
     __real_tcg_gen_callN_x86_64(tcg, func, NULL, 1, &env);
 }
 
+/* A call with the cpu's state, something that the block computed or nothing, and a constant. */
+intptr_t tcg_const_i32_x86_64(void *tcg, int32_t value);
+static void call_with(void *tcg, void *func, void *computed, uint32_t constant)
+{
+    void *env = (char *)tcg + FIELD(tcg, X86_TCG_CPU_ENV, intptr_t);
+    void *temp = (char *)tcg + tcg_const_i32_x86_64(tcg, (int32_t)constant);
+
+    if (computed)
+        __real_tcg_gen_callN_x86_64(tcg, func, NULL, 3, (void *[]){env, computed, temp});
+    else
+        __real_tcg_gen_callN_x86_64(tcg, func, NULL, 2, (void *[]){env, temp});
+    tcg_temp_free_internal_x86_64(tcg, temp);
+}
+
+void helper_lcall_protected_x86_64(void *env, int cs, uint64_t eip, int shift, uint64_t next);
+void helper_lret_protected_x86_64(void *env, int shift, int addend);
+void helper_iret_protected_x86_64(void *env, int shift, int next);
+
+void helper_ljmp_protected_x86_64(void *env, int cs, uint64_t eip, uint64_t next);
+
+static bool may_switch_task(struct cpu *c, void *func)
+{
+    return !(c->x86.tb_flags & X86_HF_LMA) &&
+           (func == (void *)helper_ljmp_protected_x86_64 || func == (void *)helper_lcall_protected_x86_64 ||
+            func == (void *)helper_iret_protected_x86_64);
+}
+
+/* Far transfers use the stack in a function of Unicorn's. */
+static void check_far(struct cpu *c, void *tcg, void *func, void **args)
+{
+    uint32_t bytes = !(c->x86.tb_flags & X86_HF_CS32) != (c->x86.insn && c->x86.insn->data16) ? 2 : 4;
+
+    if (!(c->x86.tb_flags & X86_HF_LIMITS_DATA) || (c->x86.tb_flags & X86_HF_CS64))
+        return;
+    if (func == (void *)helper_lcall_protected_x86_64)
+        call_with(tcg, (void *)x86_segment_check_call, args[1], 2 * bytes);
+    else if (func == (void *)helper_lret_protected_x86_64)
+        call_with(tcg, (void *)x86_segment_check_stack, NULL, 2 * bytes);
+    else if (func == (void *)helper_iret_protected_x86_64)
+        call_with(tcg, (void *)x86_segment_check_stack, NULL, 3 * bytes);
+}
+
 static void around(struct cpu *c, void *tcg, void *func, int nargs, void **args, bool before)
 {
+    uint32_t access;
+    unsigned address = before ? x86_helper_access(c, func, &access) : 0;
+
+    if (address)
+        call_with(tcg, (void *)x86_check_access, args[address], access);
+    if (may_switch_task(c, func))
+        call_with_env(tcg, before ? (void *)x86_task_begin : (void *)x86_task_end);
+    if (before)
+        check_far(c, tcg, func, args);
     if (!before && restores_mxcsr(func))
         call_with_env(tcg, (void *)x86_mxcsr_written);
     if (before && func == (void *)helper_load_seg_x86_64)
@@ -98,7 +150,7 @@ static void around(struct cpu *c, void *tcg, void *func, int nargs, void **args,
         __real_tcg_gen_callN_x86_64(tcg, before ? (void *)x86_sse_before : (void *)x86_sse_after, NULL, 2, args);
 }
 
-/* An instruction is undefined: the translator reads another. */
+/* The bytes of an instruction as Unicorn's translator reads them. If it is undefined, it reads another. */
 uint32_t __real_cpu_ldub_code_x86_64(void *env, uint64_t va);
 uint32_t __wrap_cpu_ldub_code_x86_64(void *env, uint64_t va)
 {
@@ -107,7 +159,22 @@ uint32_t __wrap_cpu_ldub_code_x86_64(void *env, uint64_t va)
 
     if (c->x86.insn && c->x86.insn->undefined && c->x86.bad_bytes < sizeof(ud2))
         return ud2[c->x86.bad_bytes++];
+    x86_segment_check_fetch(env, va, 1);
     return __real_cpu_ldub_code_x86_64(env, va);
+}
+
+uint32_t __real_cpu_lduw_code_x86_64(void *env, uint64_t va);
+uint32_t __wrap_cpu_lduw_code_x86_64(void *env, uint64_t va)
+{
+    x86_segment_check_fetch(env, va, 2);
+    return __real_cpu_lduw_code_x86_64(env, va);
+}
+
+uint32_t __real_cpu_ldl_code_x86_64(void *env, uint64_t va);
+uint32_t __wrap_cpu_ldl_code_x86_64(void *env, uint64_t va)
+{
+    x86_segment_check_fetch(env, va, 4);
+    return __real_cpu_ldl_code_x86_64(env, va);
 }
 
 /* A load or a store in 64-bit pieces of what must be aligned: the first piece asks. At ring 3 all may have to be. */
@@ -115,14 +182,12 @@ static uint32_t aligned(void *tcg, uint32_t memop)
 {
     struct cpu *c = cpu_of_uc(FIELD(tcg, X86_TCG_UC, void *));
     struct x86_insn *insn = c->x86.insn;
-    bool checks = (c->x86.tb_flags & (X86_HF_AM | X86_EFLAGS_AC)) == (X86_HF_AM | X86_EFLAGS_AC) &&
-                  (c->x86.tb_flags & X86_HF_CPL) == 3;
 
     if (insn && insn->aligned && (memop & MO_SIZE) == 3) {
         insn->aligned = false;
         return memop | MO_ALIGN_16;
     }
-    return checks ? memop | MO_ALIGN : memop;
+    return x86_checks_alignment(c->x86.tb_flags) ? memop | MO_ALIGN : memop;
 }
 
 /* An address is made of an offset and a segment's base: which segment's? */
@@ -140,20 +205,14 @@ void __wrap_tcg_gen_op3_x86_64(void *tcg, int op, uintptr_t a, uintptr_t b, uint
     __real_tcg_gen_op3_x86_64(tcg, op, a, b, c);
 }
 
-intptr_t tcg_const_i32_x86_64(void *tcg, int32_t value);
 static void check_segment(void *tcg, void *va, uint32_t memop, bool store)
 {
     struct cpu *c = cpu_of_uc(FIELD(tcg, X86_TCG_UC, void *));
     int n = c->x86.insn ? c->x86.insn->segment : -1;
-    char *access;
 
-    if (n < 0 || !x86_segment_checked(c->x86.tb_flags, n, store))
-        return;
-    access = (char *)tcg + tcg_const_i32_x86_64(tcg, n | 16 << (memop & MO_SIZE) | (store ? X86_SEGMENT_STORE : 0));
-    __real_tcg_gen_callN_x86_64(tcg, (void *)x86_segment_check, NULL, 3,
-                                (void *[]){(char *)tcg + FIELD(tcg, X86_TCG_CPU_ENV, intptr_t), (char *)tcg + (intptr_t)va,
-                                           access});
-    tcg_temp_free_internal_x86_64(tcg, access);
+    if (n >= 0 && x86_segment_checked(c->x86.tb_flags, n, store))
+        call_with(tcg, (void *)x86_check_access, (char *)tcg + (intptr_t)va,
+                  (uint32_t)n | 16u << (memop & MO_SIZE) | (store ? X86_ACCESS_STORE : 0));
 }
 
 void __real_tcg_gen_qemu_ld_i32_x86_64(void *tcg, void *value, void *va, intptr_t mode, uint32_t memop);
@@ -200,6 +259,8 @@ static void looked_at(void *dc, void *cs)
         call_with_env(FIELD(c->uc, UC_TCG_CTX, void *), (void *)x86_mxcsr_read);
     translate_insn(dc, cs);
     c->x86.insn = NULL;
+    if (x86_segment_ends_near(c, FIELD(dc, DC_PC_NEXT, uint64_t)))
+        FIELD(FIELD(c->uc, UC_TCG_CTX, char *), TCG_NB_OPS, int) += TCG_MANY_OPS;
 }
 
 void __real_translator_loop_x86_64(const void *ops, void *dc, void *cs, void *tb, int max_insns);
