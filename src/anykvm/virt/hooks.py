@@ -17,9 +17,11 @@ has a body here is a default it need not repeat.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from anykvm.uapi.structs import KvmIrqRoutingEntry
     from anykvm.virt.device import DeviceOps
     from anykvm.virt.memory import MemorySlot, SlotChange
     from anykvm.virt.vcpu import Vcpu
@@ -130,6 +132,17 @@ class ArchHooks(Protocol):
 
     def set_msi(self, vm: Vm, address: int, data: int, devid: int | None) -> int:
         """Deliver a message-signalled interrupt; returns > 0 delivered, 0 blocked by the guest; EINVAL if none can."""
+
+    def own_route(self, vm: Vm, entry: KvmIrqRoutingEntry) -> tuple[int, ...]:
+        """Check a route of a type that common code does not know, without flags; its type and its numbers; EINVAL.
+
+        On an end of interrupt the architecture calls ``vm.irq.notify_acked_own`` with the same.
+        """
+        raise OSError(errno.EINVAL, f"{self.name} has no routes of type {entry.type}")
+
+    def set_own_irq(self, vm: Vm, own: tuple[int, ...]) -> int:
+        """Raise an interrupt whose route :meth:`own_route` gave; returns > 0 if it was delivered."""
+        raise OSError(errno.EINVAL, f"{self.name} has no interrupts of type {own[0]}")
 
     def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:
         """Give the routing (gsi, irqchip, pin) for ``vm.irq.set_default_routing()``, which the irqchip's init calls."""

@@ -25,7 +25,9 @@ _ENTRY_SIZE: Final = ctypes.sizeof(KvmIrqRoutingEntry)
 
 
 class Route(NamedTuple):
-    """Where a GSI goes: a pin of an irqchip, or a message (``irqchip`` is -1 then)."""
+    """Where a GSI goes: a pin of an irqchip, or a message (``irqchip`` is -1 then), or what only the architecture
+    knows (``own``: the type of the route and its numbers).
+    """
 
     gsi: int
     irqchip: int = -1
@@ -33,16 +35,18 @@ class Route(NamedTuple):
     address: int = 0
     data: int = 0
     devid: int | None = None
+    own: tuple[int, ...] = ()
 
 
 class _Table:
     """One immutable routing table."""
 
-    __slots__ = ("gsi_of_pin", "routes")
+    __slots__ = ("gsi_of_own", "gsi_of_pin", "routes")
 
     def __init__(self, entries: list[Route]) -> None:
         routes: dict[int, list[Route]] = {}
         self.gsi_of_pin: dict[tuple[int, int], int] = {}
+        self.gsi_of_own: dict[tuple[int, ...], int] = {}
         for entry in entries:
             others = routes.setdefault(entry.gsi, [])
             # A GSI goes to one message, or to one pin of each of several irqchips.
@@ -51,6 +55,8 @@ class _Table:
             others.append(entry)
             if entry.irqchip >= 0:
                 self.gsi_of_pin[entry.irqchip, entry.pin] = entry.gsi
+            elif entry.own:
+                self.gsi_of_own[entry.own] = entry.gsi
         self.routes = {gsi: tuple(entries) for gsi, entries in routes.items()}
 
 
@@ -78,6 +84,8 @@ class IrqRouting:
                 if route.irqchip >= 0:
                     taken = vm.hooks.set_irq(vm, route.irqchip, route.pin, level, source)
                     vm.stats.values[IRQ_INJECTIONS] += 1
+                elif level and route.own:
+                    taken = vm.hooks.set_own_irq(vm, route.own)
                 elif level:
                     taken = vm.hooks.set_msi(vm, route.address, route.data, route.devid)
                     vm.stats.values[MSI_INJECTIONS] += 1
@@ -113,7 +121,7 @@ class IrqRouting:
         if entry.flags:
             raise OSError(errno.EINVAL, f"unknown flags {entry.flags:#x} of the route of GSI {entry.gsi}")
         if entry.type != KVM_IRQ_ROUTING_IRQCHIP:
-            raise OSError(errno.EINVAL, f"{self._vm.hooks.name} has no routes of type {entry.type}")
+            return Route(entry.gsi, own=self._vm.hooks.own_route(self._vm, entry))
         if not self._vm.hooks.has_irqchip_routes(self._vm):
             raise OSError(errno.EINVAL, f"GSI {entry.gsi} cannot go to a pin: the VM's pins are not in the kernel")
         chip, pin = entry.u.irqchip.irqchip, entry.u.irqchip.pin
@@ -153,9 +161,15 @@ class IrqRouting:
         The line is lowered once, before any resampler is told: one that raised it again would be undone by the next.
         Lowering goes through ``hooks.set_irq``: the caller holds no lock which that takes.
         """
-        if not self._resamplers:
-            return
-        gsi = self._table.gsi_of_pin.get((irqchip, pin))
+        if self._resamplers:
+            self._notify(self._table.gsi_of_pin.get((irqchip, pin)))
+
+    def notify_acked_own(self, own: tuple[int, ...]) -> None:
+        """The same for what only the architecture knows, as its route has it."""
+        if self._resamplers:
+            self._notify(self._table.gsi_of_own.get(own))
+
+    def _notify(self, gsi: int | None) -> None:
         resamplers = self._resamplers.get(gsi, ()) if gsi is not None else ()
         if gsi is not None and resamplers:
             self.set_irq(gsi, 0, IRQ_SOURCE_RESAMPLE)

@@ -6,43 +6,23 @@ from __future__ import annotations
 import errno
 import struct
 import time
-from dataclasses import replace
 
 import pytest
 from x86_fake import Rig, errno_of
 from x86_guest_board import Board
+from x86_hyperv_rig import ID, OPEN, PAGE, hyperv, only_here, wrmsr
 
-from anykvm.api import Halt, Vcpu
+from anykvm.api import Halt
 from anykvm.api.x86 import CpuidEntry
 from anykvm.uapi import common as C
 from anykvm.uapi import x86 as X
 
-ID = 0x8100_0000_0000_0001
-PAGE = 0x30000
 GP = "mov $0xd, %al; out %al, $0xe9; hlt"
 
 
 @pytest.fixture
 def board(board: Board) -> Board:
-    if not board.kvm.check_extension(C.KVM_CAP_HYPERV_CPUID) or not board.software:
-        pytest.skip("this KVM has no Hyper-V interface, or serves VMCALL by itself")
-    return board
-
-
-def hyperv(board: Board, source: str) -> Vcpu:
-    """A vCPU in long mode with Hyper-V's leaves, where KVM's signature moves on."""
-    vcpu = board.long(source)
-    kvm = board.kvm.get_supported_cpuid()
-    moved = [replace(entry, function=entry.function + 0x100 * (entry.function >> 28 == 4)) for entry in kvm]
-    vcpu.set_cpuid2([*moved, *board.kvm.get_supported_hv_cpuid()])
-    return vcpu
-
-
-def wrmsr(index: int, value: int) -> str:
-    return f"mov ${index}, %ecx; mov ${value & 0xFFFFFFFF}, %eax; mov ${value >> 32}, %edx; wrmsr;"
-
-
-OPEN = wrmsr(X.HV_X64_MSR_GUEST_OS_ID, ID) + wrmsr(X.HV_X64_MSR_HYPERCALL, PAGE | 1)
+    return only_here(board)
 
 
 def test_what_cpuid_offers(board: Board) -> None:

@@ -86,14 +86,17 @@ class VcpuSide(Protocol):
     def ioapic_eoi(self, vector: int) -> None:
         """The guest ended an interrupt of userspace's IOAPIC: leave with KVM_EXIT_IOAPIC_EOI (split irqchip)."""
 
+    def sint_eoi(self, vector: int) -> None:
+        """The guest ended an interrupt whose vector a synthetic source of Hyper-V's has."""
+
 
 class ApicBus:
     """A VM's local APICs, as whoever sends to them sees them.
 
     ``pic`` are the PICs, if the VM has them, ``extint`` is their output; ``pic_takers`` are the local APICs that let it
     through, ``nmi_takers`` those whose LINT0 is in NMI mode. ``eoi_vectors`` are the vectors whose end of interrupt
-    ``on_eoi(lapic, vector, level)`` wants to know, as it does of those of all level-triggered interrupts; it is called
-    without the lock.
+    ``on_eoi(lapic, vector, level)`` wants to know, as it does of those of all level-triggered interrupts and of each
+    local APIC's ``sints``; it is called without the lock.
     """
 
     __slots__ = (

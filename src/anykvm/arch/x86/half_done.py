@@ -114,6 +114,7 @@ class HalfDone:
     reply: tuple[int, int] | None
     msr_exit: bool
     hypercall_mask: int
+    hyperv_call: bool
     owed: int | None
     wanted_regs: tuple[bytes, bytes] | None
     rip_ahead: int

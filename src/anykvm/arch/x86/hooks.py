@@ -7,17 +7,19 @@ import errno
 import os
 from typing import TYPE_CHECKING, Final
 
+from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.memory import SlotChange
 from anykvm.virt.services import Services
 
 from ..memory import EngineMemory
-from . import caps, run, system, vcpu_ioctl, vm_ioctl
+from . import caps, hyperv_vcpu, run, system, vcpu_ioctl, vm_ioctl
 from .irqchip import DEFAULT_ROUTING, IRQCHIP_PINS
 from .vcpu import X86Vcpu
 from .vm import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, X86Vm
 
 if TYPE_CHECKING:
+    from anykvm.uapi.structs import KvmIrqRoutingEntry
     from anykvm.virt.device import DeviceOps
     from anykvm.virt.memory import MemorySlot
     from anykvm.virt.vcpu import Vcpu
@@ -124,6 +126,22 @@ class X86Hooks(EngineMemory):
         """Deliver a message to the local APICs, as :meth:`set_irq`."""
         vm.arch.machine.distrust()
         return int(vm.arch.chip().set_msi(address, data))
+
+    def own_route(self, vm: Vm, entry: KvmIrqRoutingEntry) -> tuple[int, ...]:
+        """A synthetic interrupt source of Hyper-V's: the vCPU's index and the source's number; EINVAL for others."""
+        if entry.type != common.KVM_IRQ_ROUTING_HV_SINT:
+            raise OSError(errno.EINVAL, f"x86 has no routes of type {entry.type}")
+        sint = uapi.KvmIrqRoutingHvSint.from_buffer_copy(entry.u)
+        return entry.type, sint.vcpu, sint.sint
+
+    def set_own_irq(self, vm: Vm, own: tuple[int, ...]) -> int:
+        """Raise a synthetic interrupt source; EINVAL, ENOENT."""
+        vm.arch.machine.distrust()
+        _, vp_index, sint = own
+        vcpu = hyperv_vcpu.find(vm.arch.vcpus, vp_index)
+        if vcpu is None or vcpu.hyperv is None:
+            raise OSError(errno.EINVAL, f"no vCPU with index {vp_index} has synthetic interrupts")
+        return vcpu.hyperv.synic.set_irq(sint)
 
     def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:
         """GSIs 0 to 15 are pins of the PICs and of the IOAPIC, the others of the IOAPIC; none with a split irqchip."""

@@ -15,7 +15,7 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun, RunHypercall
 
-from . import cpuid, engine, hyperv, pv, timer, tpr, translate
+from . import cpuid, engine, hyperv_calls, pv, timer, tpr, translate
 
 if TYPE_CHECKING:
     from .half_done import HalfDone
@@ -76,12 +76,8 @@ def call(vcpu: X86Vcpu, byte: int) -> bool:
     long_mode = bool(cpu.get_segment(engine.CS)[3] & _CS_L) and bool(cpu.efer & uapi.EFER_LMA)
     mask = _U64 if long_mode else 0xFFFFFFFF
     number = gpr[engine.RAX] & mask
-    if hyperv.takes_calls(vcpu):
-        if cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3 or not cpu.cr0 & uapi.X86_CR0_PE:
-            _undefined(vcpu)
-        else:
-            hyperv.call(vcpu, long_mode)
-        return True
+    if hyperv_calls.takes_calls(vcpu):
+        return _hyperv(vcpu, long_mode)
     args = tuple(gpr[register] & mask for register in (engine.RBX, engine.RCX, engine.RDX, engine.RSI))
     if cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3:
         result = -uapi.KVM_EPERM
@@ -97,6 +93,23 @@ def call(vcpu: X86Vcpu, byte: int) -> bool:
     return True
 
 
+def _hyperv(vcpu: X86Vcpu, long_mode: bool) -> bool:
+    """A call of Hyper-V's: undefined in user mode and in real mode. False if userspace has to serve it."""
+    cpu = vcpu.cpu
+    allowed = not cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3 and cpu.cr0 & uapi.X86_CR0_PE
+    status = hyperv_calls.call(vcpu, long_mode) if allowed else None
+    if status is None:
+        _undefined(vcpu)
+    elif status < 0:
+        cpu.rip -= LENGTH
+        vcpu.hyperv_call = True
+        vcpu.hypercall_mask = _U64 if long_mode else 0xFFFFFFFF
+        return False
+    else:
+        hyperv_calls.set_result(cpu, status, long_mode)
+    return True
+
+
 def _exit(vcpu: X86Vcpu, number: int, args: tuple[int, ...], long_mode: bool) -> None:
     """KVM_EXIT_HYPERCALL: the guest stays at the instruction until userspace has answered."""
     words = (*args, *(0,) * (6 - len(args)))
@@ -107,9 +120,13 @@ def _exit(vcpu: X86Vcpu, number: int, args: tuple[int, ...], long_mode: bool) ->
 
 
 def complete(vcpu: HalfDone) -> None:
-    """Take userspace's answer to KVM_EXIT_HYPERCALL."""
+    """Take userspace's answer to KVM_EXIT_HYPERCALL or KVM_EXIT_HYPERV."""
     mask, vcpu.hypercall_mask = vcpu.hypercall_mask, 0
-    vcpu.cpu.gpr[engine.RAX] = int.from_bytes(vcpu.vcpu.page[_RET : _RET + 8], "little") & mask
+    if vcpu.hyperv_call:
+        vcpu.hyperv_call = False
+        hyperv_calls.complete(vcpu, mask == _U64)
+    else:
+        vcpu.cpu.gpr[engine.RAX] = int.from_bytes(vcpu.vcpu.page[_RET : _RET + 8], "little") & mask
     vcpu.cpu.rip += LENGTH
 
 

@@ -1,83 +1,41 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Hyper-V's interface, for guests that know it better than KVM's: its clocks, its hypercall page, the vCPU's index.
+"""Hyper-V's interface, for guests that know it better than KVM's: what the whole VM has of it.
 
-What a guest sees of it is what its CPUID has; the MSRs are there for a guest whose CPUID has Hyper-V's interface, and
-for userspace always. Not here: the synthetic interrupt controller and its timers, TLB flushes, IPIs, the APIC's MSRs,
-crash reports, debugging. So CPUID offers none of them.
+That is the hypercall page, the clocks, crash reports, reset, and the registers of a debugger's transport. A vCPU's own
+part is :mod:`.hyperv_vcpu`, hypercalls are :mod:`.hyperv_calls`. What a guest sees is what its CPUID has
+(:mod:`.hyperv_cpuid`); the MSRs are there for a guest whose CPUID has Hyper-V's interface, and for userspace always.
 
-Source: the Top Level Functional Specification 6.0b; api.rst 4.118; ``arch/x86/kvm/hyperv.c``.
+Source: the Top Level Functional Specification 6.0b; ``arch/x86/kvm/hyperv.c``.
 """
 
 from __future__ import annotations
 
-import os
+import errno
 import struct
-import time
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 
-from . import cpuid, engine, timer
+from . import cpuid, timer
 
 if TYPE_CHECKING:
-    from .engine import CpuidLeaf
+    from collections.abc import Callable
+
+    from anykvm.virt.services import EventFd
+    from anykvm.virt.vm import Vm
+
     from .vcpu import X86Vcpu
 
-_MAX_VCPUS: Final = 1024
+    Msr = tuple[Callable[[X86Vcpu], int], Callable[[X86Vcpu, int, bool], None]]
+
 _ENABLE: Final = uapi.HV_X64_MSR_ENABLE
 _U64: Final = 0xFFFFFFFFFFFFFFFF
-_VENDOR: Final = b"Linux KVM Hv"
-_VERSION: Final = (0x3839, 0x000A0000)
-"""Windows Server 2012's build and version, which the kernel gives too."""
-_SPINS: Final = 0xFFF
-"""After so many tries at a lock a guest may tell by HVCALL_NOTIFY_LONG_SPIN_WAIT."""
 _APIC_HZ: Final = 1_000_000_000
-_TICK_NS: Final = 100
+TICK_NS: Final = 100
 """All of Hyper-V's clocks count in 100 ns."""
 _PAGE: Final = struct.Struct("<IIQq")
 """The reference page: sequence, reserved, scale, offset."""
-_SMT: Final = "/sys/devices/system/cpu/smt/control"
-
-
-def _smt_possible() -> bool:
-    try:
-        with open(_SMT) as control:
-            return control.read().strip() not in ("forceoff", "notsupported")
-    except OSError:
-        return True
-
-
-def supported() -> tuple[CpuidLeaf, ...]:
-    """KVM_GET_SUPPORTED_HV_CPUID: the leaves the kernel has, with what works here."""
-    vendor = tuple(int.from_bytes(_VENDOR[start : start + 4], "little") for start in (0, 4, 8))
-    last = uapi.HYPERV_CPUID_SYNDBG_PLATFORM_CAPABILITIES
-    features = (
-        uapi.HV_MSR_VP_RUNTIME_AVAILABLE
-        | uapi.HV_MSR_TIME_REF_COUNT_AVAILABLE
-        | uapi.HV_MSR_HYPERCALL_AVAILABLE
-        | uapi.HV_MSR_VP_INDEX_AVAILABLE
-        | uapi.HV_MSR_REFERENCE_TSC_AVAILABLE
-        | uapi.HV_ACCESS_FREQUENCY_MSRS
-        | uapi.HV_ACCESS_REENLIGHTENMENT
-    )
-    advice = uapi.HV_X64_RELAXED_TIMING_RECOMMENDED
-    if not _smt_possible():
-        advice |= uapi.HV_X64_NO_NONARCH_CORESHARING
-    words: dict[int, tuple[int, ...]] = {
-        uapi.HYPERV_CPUID_VENDOR_AND_MAX_FUNCTIONS: (last, *vendor),
-        uapi.HYPERV_CPUID_INTERFACE: (uapi.HYPERV_INTERFACE_SIGNATURE, 0, 0, 0),
-        uapi.HYPERV_CPUID_VERSION: (*_VERSION, 0, 0),
-        uapi.HYPERV_CPUID_FEATURES: (features, 0, 0, uapi.HV_FEATURE_FREQUENCY_MSRS_AVAILABLE),
-        uapi.HYPERV_CPUID_ENLIGHTMENT_INFO: (advice, _SPINS, 0, 0),
-        uapi.HYPERV_CPUID_IMPLEMENT_LIMITS: (_MAX_VCPUS, 64, 0, 0),
-        # The kernel has this bit whether or not the CPU can nest; a guest without VMX and SVM has no use for it.
-        uapi.HYPERV_CPUID_NESTED_FEATURES: (uapi.HV_X64_NESTED_MSR_BITMAP, 0, 0, 0),
-        uapi.HYPERV_CPUID_SYNDBG_VENDOR_AND_MAX_FUNCTIONS: (0, *vendor),
-        uapi.HYPERV_CPUID_SYNDBG_INTERFACE: (uapi.HYPERV_SYNDBG_SIGNATURE, 0, 0, 0),
-        uapi.HYPERV_CPUID_SYNDBG_PLATFORM_CAPABILITIES: (0, 0, 0, 0),
-    }
-    return tuple((function, 0, 0, *registers) for function, registers in words.items())  # type: ignore[misc]
 
 
 class HyperV:
@@ -85,14 +43,18 @@ class HyperV:
 
     __slots__ = (
         "_seq",
+        "crash_ctl",
+        "crash_params",
         "emulation_control",
         "emulation_status",
+        "eventfds",
         "guest_os_id",
         "hypercall",
         "offset",
         "reenlightenment",
         "reference",
         "scale",
+        "syndbg",
     )
 
     def __init__(self) -> None:
@@ -105,6 +67,12 @@ class HyperV:
         self.scale = 0
         self.offset = 0
         self._seq = 0
+        self.crash_ctl = 0
+        self.crash_params = [0] * uapi.HV_CRASH_PARAMETERS
+        self.syndbg: dict[int, int] = {}
+        """By MSR, what the debugger's transport is told."""
+        self.eventfds: dict[int, EventFd] = {}
+        """By connection, what HVCALL_SIGNAL_EVENT signals."""
 
     def update_page(self, vcpu: X86Vcpu, *, asked: bool = False) -> None:
         """Write the reference page anew, if there is one: the clock or the TSC moved, or the guest ``asked`` for it.
@@ -123,26 +91,25 @@ class HyperV:
             self.scale = 0
             return
         self.scale = scale
-        self.offset = vm.clock.now() // _TICK_NS - (tsc * scale >> 64)
+        self.offset = vm.clock.now() // TICK_NS - (tsc * scale >> 64)
         self._seq = (self._seq + 1) % 0xFFFFFFFF or 1
         page = _PAGE.pack(0, 0, self.scale, self.offset)
         vm.write_guest(address, page)
         vm.write_guest(address, self._seq.to_bytes(4, "little"))
 
 
-def enabled(leaves: tuple[CpuidLeaf, ...]) -> bool:
-    """Whether a CPUID has Hyper-V's interface."""
-    return any(leaf[0] == uapi.HYPERV_CPUID_INTERFACE and leaf[3] == uapi.HYPERV_INTERFACE_SIGNATURE for leaf in leaves)
-
-
-# The MSRs.
-
-
-def _reference_time(vcpu: X86Vcpu) -> int:
+def reference_time(vcpu: X86Vcpu) -> int:
+    """HV_X64_MSR_TIME_REF_COUNT: the VM's clock in 100 ns, by the reference page if there is one."""
     hv = vcpu.vm.hyperv
     if hv.reference & _ENABLE and hv.scale:
         return (timer.read_tsc(vcpu) * hv.scale >> 64) + hv.offset & _U64
-    return vcpu.vm.clock.now() // _TICK_NS
+    return vcpu.vm.clock.now() // TICK_NS
+
+
+def refuse_guest(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    """Refuse the guest's write; userspace's is ignored, for it restores all that it saved."""
+    if not host:
+        raise ValueError("this MSR of Hyper-V's is read-only")
 
 
 def _set_guest_os_id(vcpu: X86Vcpu, value: int, host: bool) -> None:
@@ -172,32 +139,6 @@ def _set_reference(vcpu: X86Vcpu, value: int, host: bool) -> None:
     hv.update_page(vcpu, asked=True)
 
 
-def _set_vp_index(vcpu: X86Vcpu, value: int, host: bool) -> None:
-    if not host or value >= _MAX_VCPUS:
-        raise ValueError(f"a vCPU's index is userspace's to set, and less than {_MAX_VCPUS}")
-    vcpu.msrs[uapi.HV_X64_MSR_VP_INDEX] = value
-
-
-def _vp_runtime(vcpu: X86Vcpu) -> int:
-    return time.thread_time_ns() // _TICK_NS + vcpu.msrs.get(uapi.HV_X64_MSR_VP_RUNTIME, 0) & _U64
-
-
-def _set_vp_runtime(vcpu: X86Vcpu, value: int, host: bool) -> None:
-    if not host:
-        raise ValueError("HV_X64_MSR_VP_RUNTIME is read-only")
-    vcpu.msrs[uapi.HV_X64_MSR_VP_RUNTIME] = value - time.thread_time_ns() // _TICK_NS
-
-
-def _refuse_guest(vcpu: X86Vcpu, value: int, host: bool) -> None:
-    """Userspace's write is ignored: it restores all that it saved."""
-    if not host:
-        raise ValueError("this MSR of Hyper-V's is read-only")
-
-
-def _set_reenlightenment(vcpu: X86Vcpu, value: int, host: bool) -> None:
-    vcpu.vm.hyperv.reenlightenment = value
-
-
 def _set_emulation_control(vcpu: X86Vcpu, value: int, host: bool) -> None:
     vcpu.vm.hyperv.emulation_control = value
 
@@ -209,45 +150,94 @@ def _set_emulation_status(vcpu: X86Vcpu, value: int, host: bool) -> None:
     vcpu.vm.hyperv.emulation_status = value
 
 
-MSRS: Final[dict[int, tuple[Callable[[X86Vcpu], int], Callable[[X86Vcpu, int, bool], None]]]] = {
+def _set_reenlightenment(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    vcpu.vm.hyperv.reenlightenment = value
+
+
+# Crash reports and reset.
+
+
+def _crash_param(number: int) -> Msr:
+    def get(vcpu: X86Vcpu) -> int:
+        return vcpu.vm.hyperv.crash_params[number]
+
+    def put(vcpu: X86Vcpu, value: int, host: bool) -> None:
+        vcpu.vm.hyperv.crash_params[number] = value
+
+    return get, put
+
+
+def _set_crash_ctl(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    """Userspace says what is offered; the guest that it has crashed."""
+    notify = value & uapi.HV_CRASH_CTL_CRASH_NOTIFY
+    if host:
+        vcpu.vm.hyperv.crash_ctl = notify
+    elif notify:
+        vcpu.own_hyperv().request_event(common.KVM_SYSTEM_EVENT_CRASH)
+
+
+def _set_reset(vcpu: X86Vcpu, value: int, host: bool) -> None:
+    if value == 1:
+        vcpu.own_hyperv().request_event(common.KVM_SYSTEM_EVENT_RESET)
+
+
+# The debugger's transport, which is userspace's.
+
+_SYNDBG_EXITS: Final = (uapi.HV_X64_MSR_SYNDBG_CONTROL, uapi.HV_X64_MSR_SYNDBG_PENDING_BUFFER)
+
+
+def _syndbg(index: int) -> Msr:
+    def get(vcpu: X86Vcpu) -> int:
+        return vcpu.vm.hyperv.syndbg.get(index, 0)
+
+    def put(vcpu: X86Vcpu, value: int, host: bool) -> None:
+        vcpu.vm.hyperv.syndbg[index] = value
+        if not host and index in _SYNDBG_EXITS:
+            vcpu.own_hyperv().request_syndbg(index)
+
+    return get, put
+
+
+MSRS: Final[dict[int, Msr]] = {
     uapi.HV_X64_MSR_GUEST_OS_ID: (lambda vcpu: vcpu.vm.hyperv.guest_os_id, _set_guest_os_id),
     uapi.HV_X64_MSR_HYPERCALL: (lambda vcpu: vcpu.vm.hyperv.hypercall, _set_hypercall),
-    uapi.HV_X64_MSR_VP_INDEX: (
-        lambda vcpu: vcpu.msrs.get(uapi.HV_X64_MSR_VP_INDEX, vcpu.vcpu.vcpu_idx),
-        _set_vp_index,
-    ),
-    uapi.HV_X64_MSR_VP_RUNTIME: (_vp_runtime, _set_vp_runtime),
-    uapi.HV_X64_MSR_TIME_REF_COUNT: (_reference_time, _refuse_guest),
+    uapi.HV_X64_MSR_TIME_REF_COUNT: (reference_time, refuse_guest),
     uapi.HV_X64_MSR_REFERENCE_TSC: (lambda vcpu: vcpu.vm.hyperv.reference, _set_reference),
-    uapi.HV_X64_MSR_TSC_FREQUENCY: (lambda vcpu: vcpu.cpu.tsc_khz * 1000, _refuse_guest),
-    uapi.HV_X64_MSR_APIC_FREQUENCY: (lambda vcpu: _APIC_HZ, _refuse_guest),
+    uapi.HV_X64_MSR_TSC_FREQUENCY: (lambda vcpu: vcpu.cpu.tsc_khz * 1000, refuse_guest),
+    uapi.HV_X64_MSR_APIC_FREQUENCY: (lambda vcpu: _APIC_HZ, refuse_guest),
+    **{uapi.HV_X64_MSR_CRASH_P0 + number: _crash_param(number) for number in range(uapi.HV_CRASH_PARAMETERS)},
+    uapi.HV_X64_MSR_CRASH_CTL: (lambda vcpu: vcpu.vm.hyperv.crash_ctl, _set_crash_ctl),
+    uapi.HV_X64_MSR_RESET: (lambda vcpu: 0, _set_reset),
     uapi.HV_X64_MSR_REENLIGHTENMENT_CONTROL: (lambda vcpu: vcpu.vm.hyperv.reenlightenment, _set_reenlightenment),
     uapi.HV_X64_MSR_TSC_EMULATION_CONTROL: (lambda vcpu: vcpu.vm.hyperv.emulation_control, _set_emulation_control),
     uapi.HV_X64_MSR_TSC_EMULATION_STATUS: (lambda vcpu: vcpu.vm.hyperv.emulation_status, _set_emulation_status),
+    uapi.HV_X64_MSR_SYNDBG_OPTIONS: _syndbg(uapi.HV_X64_MSR_SYNDBG_OPTIONS),
+    **{
+        index: _syndbg(index)
+        for index in range(uapi.HV_X64_MSR_SYNDBG_CONTROL, uapi.HV_X64_MSR_SYNDBG_PENDING_BUFFER + 1)
+    },
 }
+"""The VM's MSRs."""
 
 
-# Hypercalls.
-
-
-def takes_calls(vcpu: X86Vcpu) -> bool:
-    """Whether VMCALL is Hyper-V's: the guest has its interface, and has said what it is."""
-    return vcpu.hyperv_enabled and vcpu.vm.hyperv.guest_os_id != 0
-
-
-def call(vcpu: X86Vcpu, long_mode: bool) -> None:
-    """A hypercall from kernel mode: RCX, or EDX:EAX, says which; its status goes to RAX, or EDX:EAX."""
-    gpr = vcpu.cpu.gpr
-    low = (gpr[engine.RDX] & 0xFFFFFFFF) << 32 | gpr[engine.RAX] & 0xFFFFFFFF
-    control = gpr[engine.RCX] if long_mode else low
-    status = uapi.HV_STATUS_INVALID_HYPERCALL_CODE
-    if control & 0xFFFF == uapi.HVCALL_NOTIFY_LONG_SPIN_WAIT:
-        # It has no list of items and no variable header.
-        if control >> 32 & 0xFFF or control >> 48 & 0xFFF or control >> 17 & 0x3FF:
-            status = uapi.HV_STATUS_INVALID_HYPERCALL_INPUT
-        else:
-            os.sched_yield()
-            status = uapi.HV_STATUS_SUCCESS
-    gpr[engine.RAX] = status
-    if not long_mode:
-        gpr[engine.RDX] = 0
+def set_eventfd(vm: Vm, arg: int) -> int:
+    """KVM_HYPERV_EVENTFD: EINVAL for flags and connections that cannot be, EEXIST, ENOENT, EBADF."""
+    services = vm.services
+    request = services.read_struct(arg, uapi.KvmHypervEventfd)
+    connection = request.conn_id
+    if request.flags & ~uapi.KVM_HYPERV_EVENTFD_DEASSIGN or connection & ~uapi.KVM_HYPERV_CONN_ID_MASK:
+        raise OSError(errno.EINVAL, f"kvm_hyperv_eventfd: connection {connection:#x} with flags {request.flags:#x}")
+    eventfds = vm.arch.hyperv.eventfds
+    with vm.lock:
+        if request.flags:
+            event = eventfds.pop(connection, None)
+            if event is None:
+                raise OSError(errno.ENOENT, f"connection {connection:#x} has no eventfd")
+            services.eventfd_put(event)
+            return 0
+        event = services.eventfd_get(request.fd, "hyperv eventfd")
+        if connection in eventfds:
+            services.eventfd_put(event)
+            raise OSError(errno.EEXIST, f"connection {connection:#x} has an eventfd already")
+        eventfds[connection] = event
+    return 0

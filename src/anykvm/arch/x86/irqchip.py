@@ -66,9 +66,8 @@ class IrqChip:
             self._lines_lock = lines
             lock = ladder.acquire("apic bus lock", vm.services.mutex, vm.services.free_mutex, "apic bus lock")
             self.bus = ApicBus(lock)
-            if self.split:
-                self.bus.on_eoi = self._split_eoi
-            else:
+            self.bus.on_eoi = self._eoi
+            if not self.split:
                 self._build(ladder)
 
     def _build(self, ladder: Ladder) -> None:
@@ -91,7 +90,6 @@ class IrqChip:
             unmasked=self._ioapic_unmasked,
         )
         self._register(ladder, vm.mmio_bus, IOAPIC_DEFAULT_BASE, IOAPIC_MMIO_SIZE, ioapic)
-        self.bus.on_eoi = lambda lapic, vector, level: ioapic.eoi(vector, level)
         self.pic, self.ioapic = pic, ioapic
 
     def _register(self, ladder: Ladder, bus: IoBus, addr: int, size: int, device: IoDevice) -> None:
@@ -127,6 +125,14 @@ class IrqChip:
     def free_lapic(lapic: Lapic) -> None:
         """Take a vCPU's local APIC away."""
         lapic.ladder.unwind()
+
+    def _eoi(self, lapic: Lapic, vector: int, level: bool) -> None:
+        if lapic.sints >> vector & 1:
+            lapic.side.sint_eoi(vector)
+        if self.ioapic is not None:
+            self.ioapic.eoi(vector, level)
+        elif self.split:
+            self._split_eoi(lapic, vector, level)
 
     def _split_eoi(self, lapic: Lapic, vector: int, level: bool) -> None:
         """Tell userspace's IOAPIC, if one of its pins sends this vector level-triggered."""

@@ -35,7 +35,7 @@ from .lapic_regs import (
     set_state,
 )
 from .lapic_timer import Deadline, LapicTimer
-from .lapic_x2apic import change_mode
+from .lapic_x2apic import write_base
 
 if TYPE_CHECKING:
     from . import lapic_init
@@ -44,9 +44,7 @@ from .apic_bus import ApicBus, VcpuSide
 APIC_DEFAULT_BASE: Final = 0xFEE00000
 APIC_MMIO_SIZE: Final = 0x1000
 MSR_APICBASE_BSP: Final = 1 << 8
-MSR_APICBASE_X2APIC: Final = 1 << 10
 MSR_APICBASE_ENABLE: Final = 1 << 11
-_APICBASE_RESERVED: Final = 0x2FF
 
 SPURIOUS: Final = 256
 """What :meth:`Lapic.ack` answers if there is nothing left to acknowledge: no interrupt is delivered."""
@@ -61,6 +59,7 @@ class Lapic:
     __slots__ = (
         "accepts_pic",
         "apic_id",
+        "auto_eoi",
         "base",
         "base_msr",
         "bsp",
@@ -85,6 +84,7 @@ class Lapic:
         "ppr",
         "report_tpr",
         "side",
+        "sints",
         "sipi_vector",
         "svr",
         "tdcr",
@@ -137,6 +137,8 @@ class Lapic:
         self.x2apic = False
         self.report_tpr = self.cmci = False
         self.x2apic_bit = self.deadline_bit = 0
+        self.sints = self.auto_eoi = 0
+        """The vectors of Hyper-V's synthetic interrupts, and those that are over when they are taken, as bitmaps."""
         self.line = False
         self.accepts_pic = False
         self.hw_enabled = False
@@ -311,6 +313,9 @@ class Lapic:
             return SPURIOUS
         bit = _BITS[vector]
         self.irr ^= bit
+        if bit & self.auto_eoi:
+            self.update()
+            return vector
         self.isr |= bit
         # It was above the processor priority, so its class is that now, and nothing left in IRR is above it.
         self.ppr = vector & 0xF0
@@ -338,7 +343,7 @@ class Lapic:
             if self.irr and not self.line:
                 self.update()
             level = self.tmr & bit != 0
-        if (level or vector in bus.eoi_vectors) and bus.on_eoi is not None:
+        if (level or vector in bus.eoi_vectors or bit & self.sints) and bus.on_eoi is not None:
             bus.on_eoi(self, vector, level)
 
     def set_tpr(self, tpr: int) -> None:
@@ -383,19 +388,7 @@ class Lapic:
         """Write IA32_APIC_BASE; False (#GP) for reserved bits: those, x2APIC mode where CPUID has none, and
         ``reserved``, the bits beyond the guest's physical addresses.
         """
-        if value == self.base_msr:
-            return True
-        x2apic = value & MSR_APICBASE_X2APIC != 0
-        enable = value & MSR_APICBASE_ENABLE != 0
-        if value & (_APICBASE_RESERVED | reserved) or (x2apic and not (enable and self.x2apic_bit)):
-            return False
-        with self.bus.lock:
-            change_mode(self, x2apic, enable)
-            self.base_msr = value
-            self.base = value & -APIC_MMIO_SIZE
-            self.hw_enabled = enable
-            self.enables_changed()
-        return True
+        return value == self.base_msr or write_base(self, value, reserved)
 
     # The register page.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi.x86_cpuid import CPUID_1_ECX_TSC_DEADLINE, CPUID_1_ECX_X2APIC
-from anykvm.uapi.x86_msr import MSR_IA32_APICBASE_X2APIC, MSR_X2APIC_FIRST
+from anykvm.uapi.x86_msr import MSR_IA32_APICBASE_ENABLE, MSR_IA32_APICBASE_X2APIC, MSR_X2APIC_FIRST
 
 from .lapic_regs import (
     APIC_DFR,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 APIC_SELF_IPI: Final = 0x3F0
 ICR_BUSY: Final = 1 << 12
 _SELF: Final = 1 << 18
+_BASE_RESERVED: Final = 0x2FF
 
 READABLE: Final = frozenset(
     {
@@ -76,6 +77,21 @@ def change_mode(lapic: Lapic, x2apic: bool, enable: bool) -> None:
     elif enable and not x2apic and (lapic.x2apic or not lapic.hw_enabled):
         lapic.apic_id = lapic.side.vcpu_id & 0xFF
     lapic.x2apic = x2apic
+
+
+def write_base(lapic: Lapic, value: int, reserved: int) -> bool:
+    """Write IA32_APIC_BASE; False for bits that cannot be, see :meth:`.lapic.Lapic.set_base`."""
+    x2apic = value & MSR_IA32_APICBASE_X2APIC != 0
+    enable = value & MSR_IA32_APICBASE_ENABLE != 0
+    if value & (_BASE_RESERVED | reserved) or (x2apic and not (enable and lapic.x2apic_bit)):
+        return False
+    with lapic.bus.lock:
+        change_mode(lapic, x2apic, enable)
+        lapic.base_msr = value
+        lapic.base = value & ~0xFFF
+        lapic.hw_enabled = enable
+        lapic.enables_changed()
+    return True
 
 
 def read_msr(lapic: Lapic, index: int) -> int:
@@ -114,9 +130,9 @@ def write_msr(lapic: Lapic, index: int, value: int) -> None:
         raise KeyError(index)
 
 
-def send(lapic: Lapic, value: int) -> None:
-    """Write the ICR of 64 bits: the destination is its upper half."""
+def send(lapic: Lapic, value: int, dest: int | None = None) -> None:
+    """Write the ICR of 64 bits: the destination is its upper half, unless it is given."""
     with lapic.bus.lock:
         lapic.icr = value & 0xFFFFFFFF & ~ICR_BUSY
         lapic.icr2 = value >> 32
-        lapic.bus.send_ipi(lapic, lapic.icr, lapic.icr2)
+        lapic.bus.send_ipi(lapic, lapic.icr, lapic.icr2 if dest is None else dest)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 
-from . import sysregs
+from . import hyperv_vcpu, sysregs
 from .msr_filter import READ, WRITE
 
 if TYPE_CHECKING:
@@ -130,6 +130,8 @@ def read_refusal(vcpu: X86Vcpu, index: int) -> int:
     """Why RDMSR could not be done (KVM_MSR_EXIT_REASON_*)."""
     if not vcpu.vm.msr_filter.allows(index, READ):
         return uapi.KVM_MSR_EXIT_REASON_FILTER
+    if vcpu.hyperv_enabled and index in hyperv_vcpu.MSRS:
+        return uapi.KVM_MSR_EXIT_REASON_INVAL
     return uapi.KVM_MSR_EXIT_REASON_UNKNOWN
 
 

@@ -286,6 +286,8 @@ def attend(arch: X86Vcpu) -> bool:
             arch.eoi_vector = -1
             vcpu.set_exit_reason(common.KVM_EXIT_IOAPIC_EOI)
             return False
+        if arch.hyperv is not None and not arch.hyperv.attend():
+            return False
         if arch.nmi_waits:
             vcpu.stats.values[_NMI_INJECTIONS] += 1
             if arch.mp_state == _HALTED:

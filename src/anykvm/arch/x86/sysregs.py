@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import hyperv, idle, lapic_x2apic, mtrr, pv, quirks, smm, timer
+from . import hyperv_vcpu, idle, lapic_x2apic, mtrr, pv, quirks, smm, timer
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -202,8 +202,6 @@ def _guest_may_read(vcpu: X86Vcpu, index: int) -> bool:
     """Whether RDMSR finds a register that userspace always finds."""
     if index == uapi.MSR_IA32_MCG_CTL:
         return bool(vcpu.mcg_cap & MCG_CTL_P)
-    if index in hyperv.MSRS:
-        return vcpu.hyperv_enabled
     if index == uapi.MSR_IA32_ARCH_CAPABILITIES:
         leaf = vcpu.cpuid_leaf(7)
         return leaf is not None and bool(leaf[6] & uapi.CPUID_7_EDX_ARCH_CAPABILITIES)
@@ -296,7 +294,7 @@ TABLE: Final[dict[int, tuple[Getter, Setter]]] = {
     uapi.MSR_KVM_WALL_CLOCK_NEW: (lambda vcpu: vcpu.vm.clock.wall_msr, timer.write_wall_clock),
     uapi.MSR_KVM_SYSTEM_TIME: (lambda vcpu: vcpu.system_time, timer.write_system_time),
     uapi.MSR_KVM_SYSTEM_TIME_NEW: (lambda vcpu: vcpu.system_time, timer.write_system_time),
-    **hyperv.MSRS,
+    **hyperv_vcpu.MSRS,
 }
 
 
@@ -306,9 +304,11 @@ def _refuse_change(index: int, old: int, new: int, host: bool) -> None:
 
 
 def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
-    """Read an MSR; KeyError if there is none."""
+    """Read an MSR; KeyError if there is none, ValueError if it cannot be read."""
     if not host and not _guest_may_read(vcpu, index):
         raise KeyError(index)
+    if not host and index in hyperv_vcpu.MSRS:
+        hyperv_vcpu.check_guest(vcpu, index)
     if vcpu.pv_enforced:
         pv.check_msr(vcpu, index)
     entry = TABLE.get(index)
@@ -332,8 +332,8 @@ def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
 
 def set_(vcpu: X86Vcpu, index: int, value: int, *, host: bool) -> None:
     """Write an MSR; KeyError if there is none, ValueError if it does not take that."""
-    if not host and index in hyperv.MSRS and not vcpu.hyperv_enabled:
-        raise KeyError(index)
+    if not host and index in hyperv_vcpu.MSRS:
+        hyperv_vcpu.check_guest(vcpu, index)
     if vcpu.pv_enforced:
         pv.check_msr(vcpu, index)
     entry = TABLE.get(index)
@@ -407,7 +407,7 @@ SAVED: Final = (
     uapi.MSR_PLATFORM_INFO,
     uapi.MSR_MISC_FEATURES_ENABLES,
     uapi.MSR_K7_HWCR,
-    *hyperv.MSRS,
+    *hyperv_vcpu.SAVED,
     *mtrr.INDICES,
 )
 """KVM_GET_MSR_INDEX_LIST: what userspace saves and restores."""

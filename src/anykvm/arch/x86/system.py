@@ -11,7 +11,7 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.services import Services
 
-from . import cpuid, hyperv, msrs, sysregs
+from . import cpuid, hyperv_cpuid, msrs, sysregs
 from .xsave import XCR0_SUPPORTED
 
 
@@ -62,7 +62,7 @@ def get_device_attr(services: Services, arg: int) -> int:
 
 def get_supported_hv_cpuid(services: Services, arg: int) -> int:
     """KVM_GET_SUPPORTED_HV_CPUID; E2BIG, EFAULT."""
-    return cpuid.write(services, arg, hyperv.supported())
+    return cpuid.write(services, arg, hyperv_cpuid.supported())
 
 
 IOCTLS: Final[dict[int, Callable[[Services, int], int]]] = {

@@ -19,9 +19,10 @@ from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..memory import connect_ring
 from ..sleep import Sleep
-from . import cpuid, debug, engine, hyperv, idle, inject, lapic_x2apic, smm, sysregs, timer, tpr
+from . import cpuid, debug, engine, hyperv_cpuid, idle, inject, lapic_x2apic, smm, sysregs, timer, tpr
 from .engine import LINE_INTR
 from .half_done import Batch, HalfDone
+from .hyperv_vcpu import HypervVcpu
 from .xsave import XFEATURE_FP
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class X86Vcpu(HalfDone):
         """KVM_CAP_ENFORCE_PV_FEATURE_CPUID."""
         self.pv_features = 0
         self.hyperv_enabled = False
+        self.hyperv: HypervVcpu | None = None
+        """Made by :meth:`own_hyperv`, for the few that need it."""
         self.steal_msr: int = 0
         self.steal_seen = 0
         self.steal_written = 0
@@ -111,6 +114,8 @@ class X86Vcpu(HalfDone):
         self.rip_ahead = 0
         """How far RIP shows to be behind an OUT that userspace is told of (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
         self.batch: Batch | None = None
+        self.hyperv_call = False
+        """Whether it was one of Hyper-V's (KVM_EXIT_HYPERV)."""
         self.hypercall_mask = 0
         """After KVM_EXIT_HYPERCALL: the bits of RAX that userspace's answer fills."""
         self.owed: int | None = None
@@ -224,7 +229,9 @@ class X86Vcpu(HalfDone):
             return
         self.cpuid = leaves = idle.kvm_leaves(self, leaves)
         self.pv_features = cpuid.find_kvm_features(leaves)
-        self.hyperv_enabled = hyperv.enabled(leaves)
+        self.hyperv_enabled = hyperv_cpuid.enabled(leaves)
+        if self.hyperv_enabled or self.hyperv is not None:
+            self.own_hyperv().rights.read(leaves)
         if self.lapic is not None:
             features = self.cpuid_leaf(1)
             lapic_x2apic.set_features(self.lapic, features[5] if features is not None else 0)
@@ -232,6 +239,14 @@ class X86Vcpu(HalfDone):
         self.maxphyaddr = sizes[3] & 0xFF if sizes is not None and sizes[3] & 0xFF else DEFAULT_MAXPHYADDR
         if self.live:
             self.tell_cpuid()
+
+    def own_hyperv(self) -> HypervVcpu:
+        """The vCPU's part of Hyper-V's interface, made the first time."""
+        own = self.hyperv
+        if own is None:
+            own = self.hyperv = HypervVcpu(self)
+            own.rights.read(self.cpuid)
+        return own
 
     def tell_cpuid(self) -> None:
         """Tell the engine what CPUID answers."""
@@ -372,6 +387,10 @@ class X86Vcpu(HalfDone):
     def start(self, vector: int) -> None:
         """A start-up IPI."""
         inject.start(self, vector)
+
+    def sint_eoi(self, vector: int) -> None:
+        """The guest ended one of Hyper-V's synthetic interrupts."""
+        self.own_hyperv().synic.ended(vector)
 
     def ioapic_eoi(self, vector: int) -> None:
         """The guest ended an interrupt of userspace's IOAPIC."""

@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import caps, common
 from anykvm.uapi import x86 as uapi
 
-from . import cpuid, debug, events, hyperv, mce, mp_state, msrs, smm, sregs, timer, tpr, translate, xsave
+from . import (
+    cpuid,
+    debug,
+    events,
+    hyperv_cpuid,
+    hyperv_vcpu,
+    mce,
+    mp_state,
+    msrs,
+    smm,
+    sregs,
+    timer,
+    tpr,
+    translate,
+    xsave,
+)
 
 if TYPE_CHECKING:
     from .lapic import Lapic
@@ -239,17 +254,34 @@ def kvmclock_ctrl(vcpu: X86Vcpu, arg: int) -> int:
 
 
 def enable_cap(vcpu: X86Vcpu, arg: int) -> int:
-    """KVM_ENABLE_CAP on a vCPU: KVM_CAP_ENFORCE_PV_FEATURE_CPUID; EINVAL."""
+    """KVM_ENABLE_CAP on a vCPU: whether CPUID says what the guest may use, and Hyper-V's interrupts; EINVAL, ENOMEM."""
     request = vcpu.vcpu.services.read_struct(arg, common.KvmEnableCap)
-    if request.flags or request.cap != caps.KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
-        raise OSError(errno.EINVAL, f"capability {request.cap} cannot be enabled on a vCPU")
-    vcpu.pv_enforced = request.args[0] != 0
+    cap, value = request.cap, request.args[0]
+    keep_pages = cap == caps.KVM_CAP_HYPERV_SYNIC2
+    if request.flags or cap not in _ENABLED or (keep_pages and value):
+        raise OSError(errno.EINVAL, f"capability {cap} cannot be enabled on a vCPU, or not as {value}")
+    if cap == caps.KVM_CAP_ENFORCE_PV_FEATURE_CPUID:
+        vcpu.pv_enforced = value != 0
+    elif cap == caps.KVM_CAP_HYPERV_ENFORCE_CPUID:
+        hyperv_vcpu.enforce_cpuid(vcpu, value != 0)
+    else:
+        hyperv_vcpu.enable_synic(vcpu, keep_pages=keep_pages)
     return 0
+
+
+_ENABLED: Final = frozenset(
+    {
+        caps.KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+        caps.KVM_CAP_HYPERV_ENFORCE_CPUID,
+        caps.KVM_CAP_HYPERV_SYNIC,
+        caps.KVM_CAP_HYPERV_SYNIC2,
+    }
+)
 
 
 def get_supported_hv_cpuid(vcpu: X86Vcpu, arg: int) -> int:
     """KVM_GET_SUPPORTED_HV_CPUID on a vCPU; E2BIG, EFAULT."""
-    return cpuid.write(vcpu.vcpu.services, arg, hyperv.supported())
+    return cpuid.write(vcpu.vcpu.services, arg, hyperv_cpuid.supported(lapic=vcpu.lapic is not None))
 
 
 # Device attributes of a vCPU: its TSC's offset.

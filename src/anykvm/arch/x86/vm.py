@@ -79,6 +79,8 @@ class X86Vm:
         if self.irqchip is not None:
             self.irqchip.close()
             self.irqchip = None
+        while self.hyperv.eventfds:
+            self.vm.services.eventfd_put(self.hyperv.eventfds.popitem()[1])
         self._ladder.unwind()
 
     def _make_machine(self) -> Machine:
@@ -137,6 +139,11 @@ class X86Vm:
         vcpu.kick()
         if vcpu.lapic is not None:
             vcpu.lapic.mmio_hole = not self.disabled_quirks & uapi.KVM_X86_QUIRK_LAPIC_MMIO_HOLE
+
+    def flush_tlbs(self) -> None:
+        """Make every vCPU forget what it knows of the guest's page tables, before any of them goes on."""
+        # That is all of what the engine does for this, whatever pages it is for.
+        self.machine.reprotect(0, 0, 0)
 
     # Memory: our view of the guest's.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 
-from . import msr_filter, timer
+from . import hyperv, msr_filter, timer
 from .vm import KVM_MAX_VCPU_IDS
 
 if TYPE_CHECKING:
@@ -211,6 +211,7 @@ IOCTLS: Final[dict[int, Callable[[Vm, int], int]]] = {
     uapi.KVM_SET_TSC_KHZ: set_tsc_khz,
     uapi.KVM_GET_TSC_KHZ: get_tsc_khz,
     uapi.KVM_X86_SET_MSR_FILTER: set_msr_filter,
+    uapi.KVM_HYPERV_EVENTFD: hyperv.set_eventfd,
     common.KVM_SET_DEVICE_ATTR: _no_attr,
     common.KVM_GET_DEVICE_ATTR: _no_attr,
     common.KVM_HAS_DEVICE_ATTR: _no_attr,
