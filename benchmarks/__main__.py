@@ -16,6 +16,7 @@ from rich.console import Console
 from anykvm.guests import GuestError
 
 from . import boot, exits, hackbench, idle, micro, parallel, report, start, vcpus
+from . import exec as under_exec
 from .context import ALIKE, Benchmark, Context
 from .machine import describe
 from .measure import Row
@@ -32,6 +33,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         vcpus.BENCHMARK,
         idle.BENCHMARK,
         exits.BENCHMARK,
+        under_exec.BENCHMARK,
         micro.BENCHMARK,
     )
 }

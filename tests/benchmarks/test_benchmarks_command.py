@@ -109,6 +109,7 @@ def test_all_benchmarks_have_their_own_names() -> None:
         "vcpus",
         "idle",
         "exits",
+        "exec",
     } <= command.BENCHMARKS.keys()
 
 
