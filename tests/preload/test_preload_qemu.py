@@ -45,6 +45,30 @@ def test_debian_runs_hackbench_and_powers_off(guest: Guest, tmp_path: Path, mach
     assert ("KVM_SMI" in (tmp_path / "trace").read_text()) == (machine == "pc")
 
 
+def test_debian_takes_it_for_hyperv(guest: Guest, tmp_path: Path) -> None:
+    script = (
+        "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; dmesg | grep Hyper-V;"
+        "grep HVS /proc/interrupts; poweroff -f"
+    )
+    features = "relaxed vapic time vpindex runtime synic stimer stimer-direct reset crash frequencies reenlightenment"
+    cpu = ",hv-".join(["host,kvm=off", *features.split(), "tlbflush", "ipi", "spinlocks=0x1fff", "enforce-cpuid"])
+    words = command(guest, build_initramfs(guest), "pc", 2, "-serial", "stdio", "-cpu", cpu)
+    words += ["-append", f"{WORDS} {arguments('exec', script=script)}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    for said in (
+        "hyperv_clocksource_tsc_page",
+        "Hypervisor detected: Microsoft Hyper-V",
+        "Using hypercall for remote TLB flush",
+        "Using IPI hypercalls",
+        "Using enlightened APIC",
+    ):
+        assert said in done.stdout
+    ticks = next(line for line in done.stdout.splitlines() if line.strip().startswith("HVS:"))
+    assert all(int(count) > 10 for count in ticks.split()[1:3]), ticks
+    assert "Call Trace" not in done.stdout
+
+
 def test_virtio_block_and_net(guest: Guest, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"from the host".ljust(1 << 20, b"\0"))
