@@ -13,6 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 from vmm_fakes import make_image, write_image
+from vmm_fakes_x86 import write_bzimage
+from vmm_vmlinux import make_vmlinux
 
 from anykvm.cli import check, debian, main, messages, timing
 
@@ -72,13 +74,27 @@ def fake(program: str, *arguments: str, **options: object) -> subprocess.Complet
         (["boot", "arm64", "--kernel", "TRUNCATED"], "truncated"),
         (["boot", "arm64", "--kernel", "FOREIGN"], "an x86 bzImage: boot arm64 needs"),
         (["hackbench", "arm64", "--args", "'unclosed"], "is not a list of words"),
+        (["boot", "arm64", "--entry", "auto"], "--entry is of x86 machines only"),
+        (["boot", "arm64", "--firmware", "mptable"], "--firmware is of x86 machines only"),
+        (["boot", "x86", "--gic", "v2"], "--gic is of arm64 machines only"),
+        (["hackbench", "x86", "--gic", "v3"], "--gic is of arm64 machines only"),
+        (["boot", "x86", "--entry", "uefi"], "invalid value for '--entry'"),
+        (["boot", "x86", "--firmware", "bios"], "invalid value for '--firmware'"),
+        (["boot", "x86", "--kernel", "BZIMAGE", "--entry", "pvh"], "no PVH entry: use --entry linux"),
+        (["boot", "x86", "--kernel", "VMLINUX32", "--entry", "linux"], "a 32-bit kernel: use --entry pvh"),
+        (["boot", "x86", "--kernel", "VMLINUX", "--entry", "pvh"], "no PVH entry: use --entry linux"),
+        (["boot", "x86", "--kernel", "BZIMAGE", "--firmware", "mptable", "--smp", "255"], "use --firmware acpi"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(tmp_path: Path, arguments: list[str], words: str) -> None:
     kernel = write_image(tmp_path)
     (tmp_path / "truncated").write_bytes(make_image(efi=True)[:-1])
     (tmp_path / "foreign").write_bytes(bytes(0x202) + b"HdrS" + bytes(9000))
-    places = {"KERNEL": kernel, "TRUNCATED": tmp_path / "truncated", "FOREIGN": tmp_path / "foreign"}
+    (tmp_path / "vmlinux").write_bytes(make_vmlinux(note=None))
+    (tmp_path / "vmlinux32").write_bytes(make_vmlinux(bits=32, machine=3))
+    places = {name.upper(): tmp_path / name for name in ("bzImage", "vmlinux", "vmlinux32")}
+    write_bzimage(tmp_path)
+    places |= {"KERNEL": kernel, "TRUNCATED": tmp_path / "truncated", "FOREIGN": tmp_path / "foreign"}
     done = fake("reset", *(str(places.get(word, word)) for word in arguments))
     assert done.returncode == 2
     assert done.stdout == b""

@@ -136,13 +136,15 @@ def test_where_requests_have_other_numbers(monkeypatch: pytest.MonkeyPatch, mach
     assert not offer["usable"]
 
 
-def test_debian_on_a_kvm_that_emulates(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_linux_on_a_kvm_that_emulates(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("anykvm.host.virtualises", lambda: False)
     monkeypatch.setattr("anykvm.host.probe", lambda: None)
     monkeypatch.setattr("anykvm.host.host_arch", lambda: "x86")
     with pytest.raises(click.UsageError, match=r"cannot boot Debian: no VMX or SVM here.*--backend software"):
         options.check_backend("host", "x86", debian=True)
-    options.check_backend("host", "x86", debian=False)
+    with pytest.raises(click.UsageError, match=r"no VMX or SVM here.*--backend software, or --force"):
+        options.check_backend("host", "x86", debian=False)
+    options.check_backend("host", "x86", debian=False, force=True)
     assert capsys.readouterr().err.startswith("anykvm: /dev/kvm: no VMX or SVM here")
     options.check_backend("software", "x86", debian=True)
     options.check_backend("host", "arm64", debian=True)

@@ -40,6 +40,7 @@ _CONSOLES = {"arm64": "ttyAMA0", "x86": "ttyS0"}
 @click.option(
     "--firmware", type=click.Choice(("acpi", "mptable")), default="acpi", show_default=True, help="x86: its tables."
 )
+@click.option("--force", is_flag=True, help="With --kernel: try a /dev/kvm that is known to be too little for Linux.")
 @options.machine(smp=1, memory="512M")
 @options.backend
 @options.common
@@ -53,6 +54,7 @@ def boot(
     no_reboot: bool,
     entry: str,
     firmware: str,
+    force: bool,
     smp: int,
     memory: str,
     gic: str,
@@ -80,7 +82,7 @@ def boot(
                   124 --timeout, 130 Ctrl-C, 128+N signal N
     """
     options.check_architecture(arch)
-    options.check_backend(backend, arch, debian=kernel is None)
+    options.check_backend(backend, arch, debian=kernel is None, force=force)
     config = MachineConfig(
         arch=arch,
         backend=backend,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from . import messages
 
@@ -77,22 +78,32 @@ def machine(smp: int, memory: str) -> Callable[[_F], _F]:
     return decorate
 
 
-def check_backend(backend: str, arch: str, *, debian: bool) -> None:
-    """Say that the machine's /dev/kvm is not enough for Linux, where it is not; refuse the Debian guest there."""
+def check_backend(backend: str, arch: str, *, debian: bool, force: bool = False) -> None:
+    """Refuse Linux where the machine's /dev/kvm is too little for it; `force` lets a kernel of one's own try."""
     from anykvm.host import DEV_KVM, EMULATES, host_arch, probe, virtualises  # noqa: PLC0415
 
     if backend != "host" or arch != host_arch() or virtualises() or probe() is not None:
         return
     if debian:
         raise click.UsageError(f"{DEV_KVM} cannot boot Debian: {EMULATES}; choose --backend software")
+    if not force:
+        raise click.UsageError(f"{DEV_KVM}: {EMULATES}; choose --backend software, or --force for a smaller kernel")
     messages.line(f"{DEV_KVM}: {EMULATES}")
 
 
+_OF_ONE: Final = {"gic": "arm64", "entry": "x86", "firmware": "x86"}
+"""Options that one architecture's machine has."""
+
+
 def check_architecture(arch: str) -> None:
-    """Refuse an architecture there is no machine for."""
+    """Refuse an architecture there is no machine for, and options that its machine has not."""
     from anykvm.api import architectures  # noqa: PLC0415  (not for --help)
     from anykvm.vmm.config import ARCHITECTURES  # noqa: PLC0415
 
     known = [name for name in ARCHITECTURES if name in architectures()]
     if arch not in known:
         raise click.UsageError(f"no machine for {arch!r}: choose one of {', '.join(known)}")
+    context = click.get_current_context()
+    for name, owner in _OF_ONE.items():
+        if owner != arch and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} is of {owner} machines only: leave it out to use {arch}")
