@@ -85,6 +85,7 @@ bool cpu_attention(struct cpu *c)
 static uint32_t hole_read(void *uc, void *opaque, uint64_t addr, uint64_t *data, unsigned size, uint32_t attrs)
 {
     struct cpu *c = cpu_of_uc(uc);
+    uint64_t pa = c->fill.pa_page | (addr & (GUEST_PAGE - 1));
     uintptr_t ra = c->fill.ra;
 
     (void)opaque, (void)attrs;
@@ -92,7 +93,9 @@ static uint32_t hole_read(void *uc, void *opaque, uint64_t addr, uint64_t *data,
         *data = 0;
         return MEMTX_DECODE_ERROR;
     }
-    *data = cpu_park(c, EV_MMIO_READ, c->fill.pa_page | (addr & (GUEST_PAGE - 1)), size, 0);
+    if (c->m->target->device_piece && c->m->target->device_piece(c, pa, size, data, false))
+        return MEMTX_OK;
+    *data = cpu_park(c, EV_MMIO_READ, pa, size, 0);
     if (c->abandon)
         c->m->target->restore(c, ra);
     return MEMTX_OK;
@@ -101,12 +104,15 @@ static uint32_t hole_read(void *uc, void *opaque, uint64_t addr, uint64_t *data,
 static uint32_t hole_write(void *uc, void *opaque, uint64_t addr, uint64_t data, unsigned size, uint32_t attrs)
 {
     struct cpu *c = cpu_of_uc(uc);
+    uint64_t pa = c->fill.pa_page | (addr & (GUEST_PAGE - 1));
     uintptr_t ra = c->fill.ra;
 
     (void)opaque, (void)attrs;
     if (c->fill.active)
         return MEMTX_DECODE_ERROR;
-    cpu_park(c, EV_MMIO_WRITE, c->fill.pa_page | (addr & (GUEST_PAGE - 1)), size, data);
+    if (c->m->target->device_piece && c->m->target->device_piece(c, pa, size, &data, true))
+        return MEMTX_OK;
+    cpu_park(c, EV_MMIO_WRITE, pa, size, data);
     if (c->abandon)
         c->m->target->restore(c, ra);
     return MEMTX_OK;

@@ -129,6 +129,15 @@ struct x86_debug {
     uint64_t dr[8];
 };
 
+/* x86: an access that is not aligned. */
+struct x86_unaligned {
+    uint64_t va, value;
+    uintptr_t ra;    /* where in translated code it is */
+    unsigned size;   /* 0: there is none */
+    bool asked[2];   /* its part in the first, in the second page has come out */
+    uint64_t got[2]; /* and what it read */
+};
+
 struct machine;
 struct cpu;
 
@@ -140,6 +149,8 @@ struct target {
     uint64_t (*ram_of)(void *uc, void *hva);
     void (*forget_code)(struct cpu *c, struct region *r);
     unsigned (*debug_code)(struct cpu *c); /* which debug registers stopped the guest at its instruction */
+    /* A piece of a larger access to a hole, done as part of that; false if it is an access of its own. */
+    bool (*device_piece)(struct cpu *c, uint64_t pa, unsigned size, uint64_t *data, bool store);
     void (*distrust)(struct cpu *c); /* the host may have written to memory that holds code */
     int (*stopped)(struct cpu *c, int r); /* the event a return from exec means, or EV_NONE */
     const char *(*verify)(uc_engine *uc);
@@ -260,6 +271,7 @@ struct cpu {
         } fetched[FETCHED];     /* pages that were fetched from since the last distrust that was not checked one by one */
         int nfetched;           /* more than FETCHED: the list does not have them all */
         uint16_t list;
+        struct x86_unaligned unaligned;
         struct x86_debug debug;
         struct x86_insn *insn;  /* being translated, NULL between */
         unsigned bad_bytes;     /* how many of UD2's bytes the translator has got in its place */

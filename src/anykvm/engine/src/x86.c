@@ -212,6 +212,7 @@ static void on_exception(void *uc, uint32_t number, void *unused)
     if (number == VECTOR_PF)
         check_read_for_write(c);
     c->fill.active = false;
+    c->x86.unaligned.size = 0;
     if (number == VECTOR_UD && !c->x86.own_ud && (undefined_to_unicorn(c) || rsm(c)))
         return;
     if (FIELD(c->env, X86_EXC_IS_INT, int32_t)) {
@@ -377,6 +378,7 @@ const struct target target_x86 = {
     .ram_of = qemu_ram_addr_from_host_x86_64,
     .forget_code = x86_forget_code,
     .debug_code = x86_debug_code,
+    .device_piece = x86_device_piece,
     .distrust = x86_distrust,
     .stopped = stopped,
     .verify = verify,
