@@ -3,33 +3,22 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from preload_qemu import WORDS, command, guest_or_skip
 from preload_run import EXEC
 
-from anykvm.guests import Guest, build_initramfs, pull
+from anykvm.guests import Guest, build_initramfs
 from anykvm.guests.init import arguments
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(280)]
 
-QEMU = "qemu-system-x86_64"
-WORDS = "console=ttyS0 panic=-1 nokaslr mitigations=off quiet"
-
 
 @pytest.fixture(scope="module")
 def guest() -> Guest:
-    if shutil.which(QEMU) is None:
-        pytest.skip("no QEMU here")
-    return pull("amd64")
-
-
-def command(guest: Guest, initrd: Path, machine: str, vcpus: int, *more: str) -> list[str]:
-    words = [*EXEC, "--", QEMU, "-nodefaults", "-no-reboot", "-display", "none", "-accel", "kvm", "-m", "256"]
-    words += ["-M", machine, "-smp", str(vcpus), "-kernel", str(guest.kernel), "-initrd", str(initrd)]
-    return [*words, *more]
+    return guest_or_skip()
 
 
 @pytest.mark.parametrize(("machine", "vcpus"), [("microvm,isa-serial=on", 2), ("pc", 1)])
