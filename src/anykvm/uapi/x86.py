@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """x86's part of the KVM ABI: requests, flags, control-register bits.
 
-The structures are in ``x86_structs``, ``x86_irqchip`` (with the PIT), ``x86_msr``, ``x86_cpuid`` and ``x86_hyperv``;
-all of them can be imported from here. Source: ``arch/x86/include/uapi/asm/kvm.h``, ``include/uapi/linux/kvm.h``; the
-section numbers are those of ``Documentation/virt/kvm/api.rst``.
+The structures are in ``x86_structs``, ``x86_irqchip`` (with the PIT), ``x86_msr``, ``x86_cpuid``, ``x86_hyperv`` and
+``x86_xen``; all of them can be imported from here. Source: ``arch/x86/include/uapi/asm/kvm.h``,
+``include/uapi/linux/kvm.h``; section numbers are those of ``Documentation/virt/kvm/api.rst``.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from .x86_structs import (
     KvmXcrs,
     KvmXsave,
 )
+from .x86_xen import *  # noqa: F403
 
 # In pages from the start of a vCPU's mapping.
 KVM_PIO_PAGE_OFFSET: Final = 1

@@ -11,7 +11,7 @@ from anykvm.uapi import caps
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.irq import KVM_MAX_IRQ_ROUTES
 
-from . import debug, idle
+from . import debug, idle, xen
 from .vm import KVM_MAX_VCPU_IDS, QUIRKS
 from .xsave import XSAVE_SIZE
 
@@ -78,6 +78,7 @@ OFFERED: Final = {
     caps.KVM_CAP_SYS_ATTRIBUTES: 1,
     caps.KVM_CAP_X86_TRIPLE_FAULT_EVENT: 1,
     caps.KVM_CAP_VM_TYPES: 1,
+    caps.KVM_CAP_XEN_HVM: xen.OFFERED,
     caps.KVM_CAP_HYPERV: 1,
     caps.KVM_CAP_HYPERV_VAPIC: 1,
     caps.KVM_CAP_HYPERV_SPIN: 1,

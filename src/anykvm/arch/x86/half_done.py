@@ -115,6 +115,7 @@ class HalfDone:
     msr_exit: bool
     hypercall_mask: int
     hyperv_call: bool
+    xen_call: bool
     owed: int | None
     wanted_regs: tuple[bytes, bytes] | None
     rip_ahead: int

@@ -13,7 +13,7 @@ from anykvm.virt.memory import SlotChange
 from anykvm.virt.services import Services
 
 from ..memory import EngineMemory
-from . import caps, hyperv_vcpu, run, system, vcpu_ioctl, vm_ioctl
+from . import caps, hyperv_vcpu, run, system, vcpu_ioctl, vm_ioctl, xen_evtchn
 from .irqchip import DEFAULT_ROUTING, IRQCHIP_PINS
 from .vcpu import X86Vcpu
 from .vm import KVM_MAX_VCPU_IDS, KVM_MAX_VCPUS, X86Vm
@@ -128,20 +128,26 @@ class X86Hooks(EngineMemory):
         return int(vm.arch.chip().set_msi(address, data))
 
     def own_route(self, vm: Vm, entry: KvmIrqRoutingEntry) -> tuple[int, ...]:
-        """A synthetic interrupt source of Hyper-V's: the vCPU's index and the source's number; EINVAL for others."""
-        if entry.type != common.KVM_IRQ_ROUTING_HV_SINT:
-            raise OSError(errno.EINVAL, f"x86 has no routes of type {entry.type}")
-        sint = uapi.KvmIrqRoutingHvSint.from_buffer_copy(entry.u)
-        return entry.type, sint.vcpu, sint.sint
+        """A synthetic interrupt of Hyper-V's: vCPU's index and source; a vCPU's event channel of Xen's; EINVAL."""
+        if entry.type == common.KVM_IRQ_ROUTING_HV_SINT:
+            sint = uapi.KvmIrqRoutingHvSint.from_buffer_copy(entry.u)
+            return entry.type, sint.vcpu, sint.sint
+        if entry.type == common.KVM_IRQ_ROUTING_XEN_EVTCHN:
+            channel = uapi.KvmIrqRoutingXenEvtchn.from_buffer_copy(entry.u)
+            xen_evtchn.check_priority(channel.priority)
+            return entry.type, channel.vcpu, channel.port
+        raise OSError(errno.EINVAL, f"x86 has no routes of type {entry.type}")
 
     def set_own_irq(self, vm: Vm, own: tuple[int, ...]) -> int:
-        """Raise a synthetic interrupt source; EINVAL, ENOENT."""
+        """Raise what :meth:`own_route` gave; EINVAL, ENOENT, ENOTCONN."""
         vm.arch.machine.distrust()
-        _, vp_index, sint = own
-        vcpu = hyperv_vcpu.find(vm.arch.vcpus, vp_index)
-        if vcpu is None or vcpu.hyperv is None:
-            raise OSError(errno.EINVAL, f"no vCPU with index {vp_index} has synthetic interrupts")
-        return vcpu.hyperv.synic.set_irq(sint)
+        kind, vcpu, number = own
+        if kind == common.KVM_IRQ_ROUTING_XEN_EVTCHN:
+            return xen_evtchn.raise_port(vm.arch, vcpu, number)
+        target = hyperv_vcpu.find(vm.arch.vcpus, vcpu)
+        if target is None or target.hyperv is None:
+            raise OSError(errno.EINVAL, f"no vCPU with index {vcpu} has synthetic interrupts")
+        return target.hyperv.synic.set_irq(number)
 
     def default_routing(self, vm: Vm) -> list[tuple[int, int, int]]:
         """GSIs 0 to 15 are pins of the PICs and of the IOAPIC, the others of the IOAPIC; none with a split irqchip."""

@@ -15,7 +15,7 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun, RunHypercall
 
-from . import cpuid, engine, hyperv_calls, pv, timer, tpr, translate
+from . import cpuid, engine, hyperv_calls, pv, timer, tpr, translate, xen_calls
 
 if TYPE_CHECKING:
     from .half_done import HalfDone
@@ -31,6 +31,8 @@ _EXIT: Final = KvmRun.hypercall.offset
 _RET: Final = _EXIT + RunHypercall.ret.offset
 _HYPERCALL: Final = struct.Struct("<Q6QQQ")
 _LONG_MODE: Final = 1
+_OF_HYPERV: Final = 1 << 31
+"""In EAX: says that a call is Hyper-V's, where Xen's are intercepted too."""
 _ICR_DESTINATION: Final = 0x800 | 0xC0000
 """The ICR's bits that say who is meant: the bitmap does."""
 _PAIRING: Final = struct.Struct("<qqQI36x")
@@ -76,7 +78,10 @@ def call(vcpu: X86Vcpu, byte: int) -> bool:
     long_mode = bool(cpu.get_segment(engine.CS)[3] & _CS_L) and bool(cpu.efer & uapi.EFER_LMA)
     mask = _U64 if long_mode else 0xFFFFFFFF
     number = gpr[engine.RAX] & mask
-    if hyperv_calls.takes_calls(vcpu):
+    of_hyperv = hyperv_calls.takes_calls(vcpu)
+    if vcpu.vm.xen.intercepts and not (of_hyperv and number & _OF_HYPERV):
+        return _xen(vcpu, long_mode)
+    if of_hyperv:
         return _hyperv(vcpu, long_mode)
     args = tuple(gpr[register] & mask for register in (engine.RBX, engine.RCX, engine.RDX, engine.RSI))
     if cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3:
@@ -110,6 +115,17 @@ def _hyperv(vcpu: X86Vcpu, long_mode: bool) -> bool:
     return True
 
 
+def _xen(vcpu: X86Vcpu, long_mode: bool) -> bool:
+    """A call of Xen's. False if userspace has to serve it."""
+    cpu = vcpu.cpu
+    if xen_calls.call(vcpu, long_mode, cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3):
+        return True
+    cpu.rip -= LENGTH
+    vcpu.xen_call = True
+    vcpu.hypercall_mask = _U64 if long_mode else 0xFFFFFFFF
+    return False
+
+
 def _exit(vcpu: X86Vcpu, number: int, args: tuple[int, ...], long_mode: bool) -> None:
     """KVM_EXIT_HYPERCALL: the guest stays at the instruction until userspace has answered."""
     words = (*args, *(0,) * (6 - len(args)))
@@ -120,11 +136,14 @@ def _exit(vcpu: X86Vcpu, number: int, args: tuple[int, ...], long_mode: bool) ->
 
 
 def complete(vcpu: HalfDone) -> None:
-    """Take userspace's answer to KVM_EXIT_HYPERCALL or KVM_EXIT_HYPERV."""
+    """Take userspace's answer to KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERV or KVM_EXIT_XEN."""
     mask, vcpu.hypercall_mask = vcpu.hypercall_mask, 0
     if vcpu.hyperv_call:
         vcpu.hyperv_call = False
         hyperv_calls.complete(vcpu, mask == _U64)
+    elif vcpu.xen_call:
+        vcpu.xen_call = False
+        xen_calls.complete(vcpu)
     else:
         vcpu.cpu.gpr[engine.RAX] = int.from_bytes(vcpu.vcpu.page[_RET : _RET + 8], "little") & mask
     vcpu.cpu.rip += LENGTH

@@ -124,7 +124,11 @@ def _set_hypercall(vcpu: X86Vcpu, value: int, host: bool) -> None:
     vm = vcpu.vm
     if not vm.hyperv.guest_os_id:
         return
-    if value & _ENABLE and not vm.write_guest(value & ~0xFFF, cpuid.hypercall_insn(vcpu.cpuid) + b"\xc3"):
+    code = cpuid.hypercall_insn(vcpu.cpuid) + b"\xc3"
+    if vm.xen.intercepts:
+        # As Xen itself does it: OR of bit 31 to EAX tells its calls from these.
+        code = b"\x0d\0\0\0\x80" + code
+    if value & _ENABLE and not vm.write_guest(value & ~0xFFF, code):
         raise ValueError("there is no memory for the hypercall page")
     vm.hyperv.hypercall = value
 

@@ -31,6 +31,10 @@ def acknowledge(vcpu: X86Vcpu) -> int:
     if queued is not None:
         vcpu.queue_interrupt(None)
         return queued
+    if vcpu.xen_line and vcpu.xen is not None:
+        if vcpu.xen.has_upcall():
+            return vcpu.vm.xen.upcall_vector
+        vcpu.set_xen_line(False)
     lapic = vcpu.lapic
     if lapic is None:
         return SPURIOUS

@@ -97,6 +97,8 @@ def vcpu_run(vcpu: Vcpu) -> int:
             hypercall.complete(arch)
         if arch.steal_msr:
             arch.attention = True
+        if arch.xen is not None:
+            arch.xen.entered()
         arch.has_run = True
         # Userspace may have written to memory that holds code.
         arch.vm.machine.distrust()
@@ -288,6 +290,8 @@ def attend(arch: X86Vcpu) -> bool:
             return False
         if arch.hyperv is not None and not arch.hyperv.attend():
             return False
+        if arch.xen is not None:
+            arch.xen.attend()
         if arch.nmi_waits:
             vcpu.stats.values[_NMI_INJECTIONS] += 1
             if arch.mp_state == _HALTED:
@@ -334,7 +338,7 @@ def _wake_reason(arch: X86Vcpu) -> bool:
         return False
     if arch.pv_unhalted or arch.nmi_waits or arch.smm.waits:
         return True
-    pending = arch.chip_line or arch.injected_irq is not None
+    pending = arch.chip_line or arch.injected_irq is not None or arch.xen_line
     return pending and arch.cpu.rflags & uapi.X86_EFLAGS_IF != 0
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi import x86 as uapi
 
-from . import hyperv_vcpu, idle, lapic_x2apic, mtrr, pv, quirks, smm, timer
+from . import hyperv_vcpu, idle, lapic_x2apic, mtrr, pv, quirks, smm, timer, xen
 
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
@@ -332,6 +332,9 @@ def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
 
 def set_(vcpu: X86Vcpu, index: int, value: int, *, host: bool) -> None:
     """Write an MSR; KeyError if there is none, ValueError if it does not take that."""
+    if not host and index == vcpu.vm.xen.msr:
+        xen.write_hypercall_page(vcpu, value)
+        return
     if not host and index in hyperv_vcpu.MSRS:
         hyperv_vcpu.check_guest(vcpu, index)
     if vcpu.pv_enforced:

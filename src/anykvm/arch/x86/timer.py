@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 from anykvm.engine import host_has_tsc, host_tick_khz, host_ticks
 from anykvm.uapi import x86 as uapi
 
+from . import xen_vcpu
+
 if TYPE_CHECKING:
     from .engine import CpuLike
     from .vcpu import X86Vcpu
@@ -158,12 +160,16 @@ def write_system_time(vcpu: X86Vcpu, value: int, host: bool) -> None:
 
 
 def update_page(vcpu: X86Vcpu) -> None:
-    """Write the page: the TSC and the clock as they are now, and the rate; an address without memory is ignored."""
+    """Write the page, and those of other hypervisors' guests; an address without memory is ignored."""
     vcpu.clock_stale = False
     vcpu.vm.hyperv.update_page(vcpu)
-    if not vcpu.system_time & _SYSTEM_TIME_ENABLE:
-        return
-    address = vcpu.system_time & ~1
+    kvms = (vcpu.system_time & ~1,) if vcpu.system_time & _SYSTEM_TIME_ENABLE else ()
+    for address in (*kvms, *xen_vcpu.clocks(vcpu)):
+        _write_clock(vcpu, address)
+
+
+def _write_clock(vcpu: X86Vcpu, address: int) -> None:
+    """The TSC and the clock as they are now, and the rate."""
     old = vcpu.vm.read_guest(address, 4)
     if old is None:
         return

@@ -23,6 +23,7 @@ from . import cpuid, debug, engine, hyperv_cpuid, idle, inject, lapic_x2apic, sm
 from .engine import LINE_INTR
 from .half_done import Batch, HalfDone
 from .hyperv_vcpu import HypervVcpu
+from .xen_vcpu import XenVcpu
 from .xsave import XFEATURE_FP
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class X86Vcpu(HalfDone):
         """The physical CPUs the vCPU has been on, a bit each."""
         # What is on its way to the guest.
         self.chip_line = False
+        self.xen_line = False
+        """Whether Xen's upcall waits."""
         self.injected_irq: int | None = None
         self.exception: tuple[int, int | None] | None = None
         self.nmi_pending = False
@@ -105,6 +108,8 @@ class X86Vcpu(HalfDone):
         self.hyperv_enabled = False
         self.hyperv: HypervVcpu | None = None
         """Made by :meth:`own_hyperv`, for the few that need it."""
+        self.xen: XenVcpu | None = None
+        """Made by :meth:`own_xen`, likewise."""
         self.steal_msr: int = 0
         self.steal_seen = 0
         self.steal_written = 0
@@ -114,8 +119,8 @@ class X86Vcpu(HalfDone):
         self.rip_ahead = 0
         """How far RIP shows to be behind an OUT that userspace is told of (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
         self.batch: Batch | None = None
-        self.hyperv_call = False
-        """Whether it was one of Hyper-V's (KVM_EXIT_HYPERV)."""
+        self.hyperv_call = self.xen_call = False
+        """Whether it was one of Hyper-V's, of Xen's (KVM_EXIT_HYPERV, KVM_EXIT_XEN)."""
         self.hypercall_mask = 0
         """After KVM_EXIT_HYPERCALL: the bits of RAX that userspace's answer fills."""
         self.owed: int | None = None
@@ -248,6 +253,13 @@ class X86Vcpu(HalfDone):
             own.rights.read(self.cpuid)
         return own
 
+    def own_xen(self) -> XenVcpu:
+        """The vCPU's part of Xen's interface, made the first time."""
+        own = self.xen
+        if own is None:
+            own = self.xen = XenVcpu(self)
+        return own
+
     def tell_cpuid(self) -> None:
         """Tell the engine what CPUID answers."""
         # Without one, everything reads as zero.
@@ -323,7 +335,13 @@ class X86Vcpu(HalfDone):
 
     def _drive(self) -> None:
         if self.live:
-            self.cpu.set_irq(LINE_INTR, self.chip_line or self.injected_irq is not None)
+            self.cpu.set_irq(LINE_INTR, self.chip_line or self.injected_irq is not None or self.xen_line)
+
+    def set_xen_line(self, level: bool) -> None:
+        """Whether Xen's upcall waits, as the vCPU's page says."""
+        if level != self.xen_line:
+            self.xen_line = level
+            self.drive_line()
 
     def kick(self) -> None:
         """Make the vCPU look at everything that is not the guest itself; from any thread."""
@@ -338,7 +356,7 @@ class X86Vcpu(HalfDone):
         """The local APIC's line, from any thread with the APIC bus's lock held."""
         self.chip_line = level
         if self.live:
-            self.cpu.set_irq(LINE_INTR, level or self.injected_irq is not None)
+            self.cpu.set_irq(LINE_INTR, level or self.injected_irq is not None or self.xen_line)
         if level:
             self.vcpu.stats.values[VCPU_IRQ_INJECTIONS] += 1
             if self.sleep.asleep:

@@ -24,6 +24,7 @@ from . import (
     timer,
     tpr,
     translate,
+    xen_vcpu,
     xsave,
 )
 
@@ -341,6 +342,8 @@ IOCTLS: Final[dict[int, Callable[[X86Vcpu, int], int]]] = {
     uapi.KVM_SET_CPUID2: set_cpuid2,
     uapi.KVM_GET_CPUID2: get_cpuid2,
     uapi.KVM_GET_SUPPORTED_HV_CPUID: get_supported_hv_cpuid,
+    uapi.KVM_XEN_VCPU_SET_ATTR: xen_vcpu.set_attr,
+    uapi.KVM_XEN_VCPU_GET_ATTR: xen_vcpu.get_attr,
     uapi.KVM_GET_MSRS: msrs.get_msrs,
     uapi.KVM_SET_MSRS: msrs.set_msrs,
     common.KVM_INTERRUPT: interrupt,

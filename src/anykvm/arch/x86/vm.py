@@ -10,10 +10,11 @@ from anykvm.engine import Machine
 from anykvm.uapi import x86 as uapi
 from anykvm.virt.dirty_ring import mark_written
 
-from . import irqchip
+from . import irqchip, xen_evtchn
 from .hyperv import HyperV
 from .msr_filter import ALLOW_ALL, MsrFilter
 from .timer import KvmClock
+from .xen import Xen
 
 if TYPE_CHECKING:
     from anykvm.virt.vm import Vm
@@ -59,6 +60,7 @@ class X86Vm:
         self.tsc_offset: int | None = None
         self.clock = KvmClock(self)
         self.hyperv: HyperV = HyperV()
+        self.xen: Xen = Xen()
         self.user_space_msr = 0
         self.exception_payload = False
         self.triple_fault_event = False
@@ -79,6 +81,7 @@ class X86Vm:
         if self.irqchip is not None:
             self.irqchip.close()
             self.irqchip = None
+        xen_evtchn.release(self)
         while self.hyperv.eventfds:
             self.vm.services.eventfd_put(self.hyperv.eventfds.popitem()[1])
         self._ladder.unwind()

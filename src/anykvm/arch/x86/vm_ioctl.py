@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 
-from . import hyperv, msr_filter, timer
+from . import hyperv, msr_filter, timer, xen, xen_evtchn
 from .vm import KVM_MAX_VCPU_IDS
 
 if TYPE_CHECKING:
@@ -212,6 +212,10 @@ IOCTLS: Final[dict[int, Callable[[Vm, int], int]]] = {
     uapi.KVM_GET_TSC_KHZ: get_tsc_khz,
     uapi.KVM_X86_SET_MSR_FILTER: set_msr_filter,
     uapi.KVM_HYPERV_EVENTFD: hyperv.set_eventfd,
+    uapi.KVM_XEN_HVM_CONFIG: xen.configure,
+    uapi.KVM_XEN_HVM_SET_ATTR: xen.set_attr,
+    uapi.KVM_XEN_HVM_GET_ATTR: xen.get_attr,
+    uapi.KVM_XEN_HVM_EVTCHN_SEND: xen_evtchn.send,
     common.KVM_SET_DEVICE_ATTR: _no_attr,
     common.KVM_GET_DEVICE_ATTR: _no_attr,
     common.KVM_HAS_DEVICE_ATTR: _no_attr,
