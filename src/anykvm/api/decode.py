@@ -36,7 +36,7 @@ def _mmio(page: memoryview) -> Exit:
     address, data, size, is_write = _MMIO(page, _UNION)
     if is_write:
         return MmioWrite(address, data[:size])
-    return MmioRead(address, size, _page=page)
+    return MmioRead(address, size, page)
 
 
 def _io(page: memoryview) -> Exit:
@@ -44,7 +44,7 @@ def _io(page: memoryview) -> Exit:
     if direction == _OUT:
         length = size * count
         return PioOut(port, size, _BYTES[page[offset]] if length == 1 else bytes(page[offset : offset + length]))
-    return PioIn(port, size, count, _page=page, _offset=offset)
+    return PioIn(port, size, count, page, offset)
 
 
 def _hypercall(page: memoryview) -> Exit:

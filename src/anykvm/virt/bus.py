@@ -111,9 +111,10 @@ class IoBus:
             for length, device in tables.points.get(addr, ()):
                 if length in (0, size) and device.write(vcpu, addr, size, value):
                     return True
-        index = bisect_right(tables.bases, addr) - 1
+        bases = tables.bases
+        index = bisect_right(bases, addr) - 1
         while index >= 0:
-            base = tables.bases[index]
+            base = bases[index]
             if addr + size <= base + tables.sizes[index] and tables.devices[index].write(vcpu, addr, size, value):
                 return True
             if addr - base >= tables.reach:

@@ -1,19 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Binary statistics: the file KVM_GET_STATS_FD gives (api.rst 4.133).
 
-The values are 64-bit words in one block of memory, counted up in place. The first KVM_GET_STATS_FD moves the block
-into a memfd and maps it, so that every statistics fd reads the live values, and a VM nobody watches pays nothing.
+The values are a list that is counted up in place, until somebody wants to see them: the first KVM_GET_STATS_FD moves
+them into a memfd, as 64-bit words, and maps it, so that every statistics fd reads the live values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from ctypes import sizeof
 from functools import cache
-from typing import Final
+from typing import Final, Protocol
 
 from anykvm.uapi import constants as c
 from anykvm.uapi.structs import KvmStatsDesc, KvmStatsHeader
 
+from .mapping import Mapping
 from .services import Services
 
 NAME_SIZE: Final = 48
@@ -68,17 +70,30 @@ def vcpu_stats(names: tuple[str, ...]) -> tuple[_Descriptor, ...]:
     return VCPU_STATS + tuple((name, _COUNT, 0) for name in names)
 
 
+class Words(Protocol):
+    """64-bit words: a list, or memory seen as such."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+
 class Stats:
     """The statistics of one VM or vCPU. ``values[EXITS] += 1`` counts; do not keep ``values``: it may move."""
 
-    __slots__ = ("_descriptors", "_fd", "_id", "_services", "values")
+    __slots__ = ("_descriptors", "_fd", "_id", "_mapping", "_services", "values")
 
     def __init__(self, services: Services, identity: str, descriptors: tuple[_Descriptor, ...]) -> None:
         self._services = services
         self._id = identity
         self._descriptors = descriptors
         self._fd = -1
-        self.values: memoryview = memoryview(bytearray(8 * len(descriptors))).cast("Q")
+        self.values: Words = [0] * len(descriptors)
+        self._mapping: Mapping | None = None
 
     def _image(self) -> bytearray:
         """Header, id string and descriptors, up to the data block."""
@@ -101,7 +116,7 @@ class Stats:
         """Move the values into a memfd of their own, and open it as :meth:`open` does; EMFILE, ENFILE, ENOMEM."""
         services = self._services
         image = self._image()
-        size = len(image) + self.values.nbytes
+        size = len(image) + 8 * len(self.values)
         name = self._id.replace("/", "-") + "-stats"
         with services.ladder("stats") as ladder:
             fd = ladder.acquire("fd", services.memfd, services.close_fd, name, size)
@@ -110,8 +125,10 @@ class Stats:
         view = memoryview(mapped).cast("B")
         view[: len(image)] = image
         values = view[len(image) :].cast("Q")
-        values[:] = self.values
+        for index, value in enumerate(self.values):
+            values[index] = value
         self.values = values
+        self._mapping = mapped
         self._fd = fd
         return again
 
@@ -123,8 +140,9 @@ class Stats:
 
     def close(self) -> None:
         """Give the memfd back; fds that userspace holds keep the last values."""
-        if self._fd >= 0:
-            self._services.unmap(self.values.obj)  # type: ignore[arg-type]
+        if self._mapping is not None:
+            self._services.unmap(self._mapping)
+            self._mapping = None
             self._services.close_fd(self._fd)
             self._fd = -1
 

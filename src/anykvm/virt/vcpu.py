@@ -45,7 +45,6 @@ class Vcpu:
 
     __slots__ = (
         "_charge",
-        "_page",
         "_words",
         "arch",
         "arch_ladder",
@@ -59,6 +58,7 @@ class Vcpu:
         "memfd",
         "mutex",
         "notifier",
+        "page",
         "requests",
         "run",
         "running",
@@ -100,6 +100,8 @@ class Vcpu:
         self.memfd = -1
         self.fd_errno = 0
         self.run: KvmRun
+        self.page: memoryview
+        """The run page as bytes, for struct.pack_into."""
         self.dirty_ring: DirtyRing | None = None
         self.stats = Stats(self.services, f"kvm-{vm.pid}/vcpu-{vcpu_id}", vcpu_stats(self.hooks.vcpu_stats))
 
@@ -130,16 +132,16 @@ class Vcpu:
                 self.memfd = -1
             raise
         self.run = KvmRun.from_buffer(mapping)
-        self._page = memoryview(mapping).cast("B")
-        self._words = self._page.cast("I")
+        self.page = memoryview(mapping).cast("B")
+        self._words = self.page.cast("I")
 
     def free_run_page(self) -> None:
         """Give the run page back; userspace's mappings are its own, and whoever still looks at ours keeps it."""
         if self.memfd >= 0:
             self.services.close_fd(self.memfd)
             self.memfd = -1
-        self.services.unmap(self._page.obj)  # type: ignore[arg-type]
-        del self.run, self._words, self._page
+        self.services.unmap(self.page.obj)  # type: ignore[arg-type]
+        del self.run, self._words, self.page
 
     def alloc_dirty_ring(self) -> None:
         """Make the dirty ring, in the file that the run page is in; ENOMEM."""
@@ -152,11 +154,6 @@ class Vcpu:
             ring.free()
 
     @property
-    def page(self) -> memoryview:
-        """The run page as bytes, for struct.pack_into."""
-        return self._page
-
-    @property
     def run_address(self) -> int:
         """Where our mapping of the run page is."""
         return ctypes.addressof(self.run)
@@ -164,7 +161,7 @@ class Vcpu:
     @property
     def immediate_exit(self) -> bool:
         """Whether userspace has set ``run.immediate_exit``."""
-        return self._page[_IMMEDIATE_EXIT] != 0
+        return self.page[_IMMEDIATE_EXIT] != 0
 
     def set_exit_reason(self, reason: int) -> None:
         """Set ``run.exit_reason`` without going through ctypes."""
@@ -214,7 +211,7 @@ class Vcpu:
         try:
             if self.thread != get_ident():
                 arrive(self)
-            if self._page[_IMMEDIATE_EXIT]:
+            if self.page[_IMMEDIATE_EXIT]:
                 self.hooks.vcpu_complete_io(self)
                 self.stats.values[SIGNAL_EXITS] += 1
                 raise OSError(errno.EINTR, "immediate_exit is set")

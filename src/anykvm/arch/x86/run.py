@@ -42,7 +42,7 @@ _MMIO: Final = struct.Struct("<QQIB")
 _IO: Final = struct.Struct("<IBBHQQBBHIQ").pack_into
 _IO_OFFSET: Final = KvmRun.exit_reason.offset
 _EXIT_IO: Final = common.KVM_EXIT_IO
-_DATA: Final = {size: struct.Struct(code).pack_into for size, code in ((1, "<B"), (2, "<H"), (4, "<I"))}
+_DATA: Final = {size: struct.Struct(code).pack_into for size, code in ((2, "<H"), (4, "<I"))}
 _IF: Final = uapi.X86_EFLAGS_IF
 _INTERNAL: Final = struct.Struct("<II16Q")
 # ready_for_interrupt_injection, if_flag, flags, cr8, apic_base.
@@ -84,7 +84,7 @@ def vcpu_run(vcpu: Vcpu) -> int:
     the run page that cannot be.
     """
     arch: X86Vcpu = vcpu.arch
-    cpu = arch.load()
+    cpu = arch.cpu if arch.live else arch.load()
     try:
         if arch.mp_state == _UNINITIALIZED:
             _wait_for_init(arch)
@@ -151,7 +151,7 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
     lapic = arch.lapic
     if (arch.attention or arch.mp_state != _RUNNABLE) and not attend(arch):
         return 0
-    window = arch.words[0] & 0xFF != 0 and (lapic is None or arch.vm.chip().split)
+    window = vcpu.page[0] != 0 and (lapic is None or arch.vm.chip().split)
     if window or arch.window:
         arch.window = cpu.want_window = window
     mmio_bus = vcpu.vm.mmio_bus
@@ -160,7 +160,14 @@ def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
     if arch.wanted_regs is not None:
         arch.complete_io()
     arch.finished_from = None
-    value = inject.acknowledge(arch) if cpu.parked == _IRQ_ACK else arch.take_reply()
+    if arch.reply is _NOTHING:
+        # As take_reply(), without a call: a write to a port or a device.
+        arch.reply = None
+        arch.rip_ahead = value = 0
+    elif arch.reply is not None or cpu.parked != _IRQ_ACK:
+        value = arch.take_reply()
+    else:
+        value = inject.acknowledge(arch)
     while True:
         kind, a, b, c = run(value)
         value = 0
@@ -384,7 +391,10 @@ def _exit_io(arch: X86Vcpu, port: int, size: int, value: int, write: bool, *, re
     vcpu.stats.values[_IO_EXITS] += 1
     page = vcpu.page
     if write:
-        _DATA[size](page, PIO_PAGE, value)
+        if size == 1:
+            page[PIO_PAGE] = value
+        else:
+            _DATA[size](page, PIO_PAGE, value)
         arch.reply = _NOTHING
         if port == _PORT_7E and not arch.vm.disabled_quirks & uapi.KVM_X86_QUIRK_OUT_7E_INC_RIP:
             arch.rip_ahead = half_done.out_length(arch)
