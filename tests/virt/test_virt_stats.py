@@ -6,6 +6,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import threading
+from typing import Any
 
 import pytest
 from fake_arch import Machine
@@ -63,6 +65,59 @@ def test_a_vcpu_has_live_values(machine: Machine) -> None:
     assert (values["exits"], values["fake_exits"]) == (4, 9)
     assert object_.stats.as_dict()["exits"] == 4
     os.close(fd)
+
+
+@pytest.mark.parametrize("kind", ["vm", "vcpu"])
+def test_values_are_kept_when_the_first_fd_moves_them(machine: Machine, kind: str) -> None:
+    vm = machine.vm()
+    vcpu = machine.vcpu(vm)
+    fd, object_ = (vcpu, machine.vcpu_of(vcpu)) if kind == "vcpu" else (vm, machine.vcpu_of(vcpu).vm)
+    values = object_.stats.values
+    assert isinstance(values, list)
+    expected = [1000 + index for index in range(len(values) - 1)] + [(1 << 64) - 1]
+    values[:] = expected
+    one = machine.ioctl(fd, GET)
+    assert not isinstance(object_.stats.values, list)
+    assert list(parse(one)[1].values()) == list(object_.stats.as_dict().values()) == expected
+    # The second fd is of the same words: nothing moves again.
+    shared = object_.stats.values
+    two = machine.ioctl(fd, GET)
+    assert object_.stats.values is shared
+    object_.stats.values[0] += 5
+    assert parse(one) == parse(two)
+    assert list(parse(two)[1].values()) == [1005, *expected[1:]]
+    os.close(one)
+    os.close(two)
+
+
+def test_a_vcpu_counts_exactly_while_its_fds_are_opened(machine: Machine) -> None:
+    """KVM_RUN counts and KVM_GET_STATS_FD moves under one mutex: no count is lost between list and memfd."""
+    vcpu = machine.vcpu(machine.vm())
+    object_ = machine.vcpu_of(vcpu)
+    rounds = 300
+    count = 20
+
+    def guest(vcpu: Any) -> int:
+        values = vcpu.stats.values
+        for _ in range(count):
+            values[stats.EXITS] += 1
+        return 0
+
+    machine.arch.guest = guest
+
+    def run() -> None:
+        for _ in range(rounds):
+            machine.ioctl(vcpu, rq.KVM_RUN)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    fds = [machine.ioctl(vcpu, GET) for _ in range(8)]
+    thread.join(30)
+    assert not thread.is_alive()
+    assert object_.stats.as_dict()["exits"] == rounds * count
+    assert {parse(fd)[1]["exits"] for fd in fds} == {rounds * count}
+    for fd in fds:
+        os.close(fd)
 
 
 def test_the_names_of_indices() -> None:
