@@ -58,27 +58,6 @@ def test_out_owes_the_guest_nothing(one: Rig) -> None:
     assert one.cpu().answers[-1] == 0
 
 
-def test_nothing_is_owed_while_an_interrupt_is_acknowledged(one: Rig) -> None:
-    """A guest that KVM_RUN left while it was taking an interrupt goes on with the vector, not with a port's answer."""
-    arch = one.vcpu()
-    cpu = one.cpu()
-    one.run((Event.PIO_WRITE, 0x3F8, 1, 0x41))
-    assert arch.reply is not None
-    one.bytes()[4096] = 0x99
-    one.set(C.KVM_INTERRUPT, C.KvmInterrupt(irq=0x33))
-
-    def signalled(_cpu: object) -> tuple[int]:
-        arch.vcpu.interrupt()
-        return (Event.IRQ_ACK,)
-
-    before = len(cpu.answers)
-    assert errno_of(lambda: one.run(signalled)) == errno.EINTR
-    assert (cpu.parked, arch.reply, arch.owed) == (Event.IRQ_ACK, None, None)
-    one.run((Event.HLT,))
-    assert cpu.answers[before : before + 2] == [0, 0x33]
-    assert cpu.answers.count(0x33) == 1
-
-
 def test_whoever_moves_rip_does_without_the_ports_answer(one: Rig) -> None:
     one.run((Event.PIO_READ, 0x60, 1))
     one.set(X.KVM_SET_REGS, X.KvmRegs(rip=0x1000, rbx=5))
