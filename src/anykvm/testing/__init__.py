@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from .backend import FaultyBackend, FaultyServices, software
     from .injector import Injector, Point
     from .ledger import Ledger, open_fds
+    from .programs import CannotRun, Programs, Ran, TookTooLong, Traced
 
 __all__ = [
+    "CannotRun",
     "Fault",
     "FaultyBackend",
     "FaultyServices",
@@ -24,6 +26,10 @@ __all__ = [
     "Plan",
     "PlanError",
     "Point",
+    "Programs",
+    "Ran",
+    "TookTooLong",
+    "Traced",
     "open_fds",
     "plan_of",
     "software",
@@ -38,6 +44,11 @@ _LATE: Final = {
     "Point": "injector",
     "Ledger": "ledger",
     "open_fds": "ledger",
+    "CannotRun": "programs",
+    "Programs": "programs",
+    "Ran": "programs",
+    "TookTooLong": "programs",
+    "Traced": "programs",
 }
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from .backend import FaultyBackend
     from .ledger import Ledger
+    from .programs import Programs
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -56,3 +58,17 @@ def anykvm_ledger(anykvm_backend: FaultyBackend) -> Ledger:
     from .ledger import Ledger  # noqa: PLC0415  (this plugin is loaded in every run of pytest)
 
     return Ledger(anykvm_backend.services)
+
+
+@pytest.fixture
+def anykvm_exec(request: pytest.FixtureRequest, tmp_path: Path) -> Programs:
+    """Runs programs that know nothing of anykvm under ``anykvm exec``: ``anykvm_exec("./my-vmm", "--an-argument")``.
+
+    The marker ``anykvm_arch`` says of which architecture their guests are (without it, of this machine's), and
+    ``anykvm_faults`` what fails in each run.
+    """
+    from .programs import Programs  # noqa: PLC0415  (this plugin is loaded in every run of pytest)
+
+    arch = request.node.get_closest_marker("anykvm_arch")
+    plan = request.node.get_closest_marker("anykvm_faults")
+    return Programs(tmp_path, arch.args[0] if arch is not None else None, plan.args[0] if plan is not None else "")
