@@ -82,6 +82,11 @@ class HyperV:
         """
         if not self.reference & _ENABLE or (self.emulation_control and not asked):
             return
+        # Two vCPUs at once would leave the sequence of one with the offset of the other.
+        with vcpu.vm.config_lock:
+            self._write_page(vcpu)
+
+    def _write_page(self, vcpu: X86Vcpu) -> None:
         vm = vcpu.vm
         tsc = timer.read_tsc(vcpu)
         scale = (10_000 << 64) // vcpu.cpu.tsc_khz
