@@ -11,12 +11,17 @@ from setuptools import Extension, setup
 EXCHANGES = " ".join(f"helper_atomic_xchg{name}" for name in ["b", "w_le", "l_le", "q_le", "w_be", "l_be", "q_be"])
 WRAPPED = {
     "aarch64": """
-        cpu_abort gen_intermediate_code get_page_addr_code tcg_gen_callN tcg_gen_exit_tb tcg_gen_mb cpu_ldl_code
+        cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb tcg_gen_mb cpu_ldl_code
+        address_space_translate_for_iotlb address_space_ldl_le address_space_ldl_be address_space_ldq_le
+        address_space_ldq_be
         tlb_reset_dirty_by_vaddr tlb_set_page_with_attrs arm_cpu_tlb_fill tlb_flush_all_cpus_synced
         tlb_flush_by_mmuidx_all_cpus_synced tlb_flush_page_by_mmuidx_all_cpus_synced
     """,
     "x86_64": """
-        cpu_abort gen_intermediate_code get_page_addr_code tcg_gen_callN tcg_gen_exit_tb
+        cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb
+        address_space_translate_for_iotlb address_space_ldub address_space_lduw address_space_ldl address_space_ldq
+        address_space_stb address_space_stw address_space_stl address_space_stl_notdirty address_space_stq
+        x86_cpu_get_phys_page_attrs_debug
         tcg_region_reset_all
         tlb_reset_dirty_by_vaddr tlb_protect_code tlb_set_page_with_attrs x86_cpu_tlb_fill x86_stl_phys_notdirty
         helper_lookup_tb_ptr cpu_x86_update_cr3 tlb_flush tlb_flush_page tlb_flush_by_mmuidx tlb_flush_page_by_mmuidx

@@ -254,6 +254,7 @@ const struct target target_arm64 = {
     .verify = verify,
     .setup = setup,
     .ram_of = qemu_ram_addr_from_host_aarch64,
+    .leave_region = a64_leave_region,
     .stopped = stopped,
     .exec = cpu_exec_aarch64,
     .reset = reset,

@@ -12,11 +12,24 @@ uint32_t arm_mmu_idx_aarch64(void *env);
 void tlb_flush_by_mmuidx_aarch64(void *cs, uint16_t idxmap);
 void tlb_flush_page_by_mmuidx_aarch64(void *cs, uint64_t addr, uint16_t idxmap);
 void *tlb_vaddr_to_host_aarch64(void *env, uint64_t addr, int access, int mmu_idx);
-uint64_t qemu_ram_addr_from_host_aarch64(void *uc, void *ptr);
 void tb_invalidate_phys_range_aarch64(void *uc, uint64_t start, uint64_t end);
 void tb_flush_aarch64(void *cs);
 
 #define ALL_IDX 0xffffu
+
+#define TARGET_WRAP(name) __wrap_##name##_aarch64
+#define TARGET_REAL(name) __real_##name##_aarch64
+#include "physical.h"
+
+PHYSICAL_LOAD(address_space_ldl_le, uint32_t)
+PHYSICAL_LOAD(address_space_ldl_be, uint32_t)
+PHYSICAL_LOAD(address_space_ldq_le, uint64_t)
+PHYSICAL_LOAD(address_space_ldq_be, uint64_t)
+
+void a64_leave_region(struct cpu *c, struct region *r)
+{
+    tb_invalidate_phys_range_aarch64(c->uc, r->ram, r->ram + r->size);
+}
 
 /* Applying what this or another cpu asked for. */
 
@@ -29,19 +42,9 @@ void a64_apply(struct cpu *c, const struct op *op)
     case OP_FLUSH_PAGE:
         tlb_flush_page_by_mmuidx_aarch64(c->cs, op->addr, op->arg & ALL_IDX);
         break;
-    case OP_INVALIDATE: {
-        uint64_t ram;
-
-        /* A region this cpu has not mapped yet has no translated code. */
-        for (int i = 0; i < c->nregions; i++) {
-            if (op->addr - (uint64_t)c->regions[i].hva < c->regions[i].size) {
-                ram = qemu_ram_addr_from_host_aarch64(c->uc, (void *)op->addr);
-                tb_invalidate_phys_range_aarch64(c->uc, ram, ram + op->arg);
-                break;
-            }
-        }
+    case OP_INVALIDATE:
+        tb_invalidate_phys_range_aarch64(c->uc, op->addr + c->ram_at, op->addr + c->ram_at + op->arg);
         break;
-    }
     case OP_PROTECT:
     case OP_RETRANSLATE:
         break;

@@ -12,18 +12,6 @@
 #define TARGET_AROUND(c, tcg, func, nargs, args, before) ((void)0)
 #include "translate.h"
 
-/*
- * Unicorn takes the guest-physical address of a region that goes for a virtual one, and walks the guest's tables for the
- * code that was in it. Those may be gone with the region; and where in RAM it was, we know.
- */
-uint64_t __real_get_page_addr_code_aarch64(void *env, uint64_t va);
-uint64_t __wrap_get_page_addr_code_aarch64(void *env, uint64_t va)
-{
-    const struct region *r = cpu_of_uc(FIELD(env, A64_ENV_UC, void *))->unmapping;
-
-    return r ? r->ram : __real_get_page_addr_code_aarch64(env, va);
-}
-
 void g_hash_table_insert(void *table, void *key, void *value);
 void __wrap_gen_intermediate_code_aarch64(void *cs, void *tb, int max_insns)
 {

@@ -25,32 +25,6 @@ uint64_t cpu_park(struct cpu *c, int kind, uint64_t a, uint64_t b, uint64_t v)
     return c->answer;
 }
 
-struct region *cpu_region(struct cpu *c, uint64_t pa)
-{
-    struct region *r;
-
-    if (c->last_region < c->nregions) {
-        r = &c->regions[c->last_region];
-        if (pa - r->gpa < r->size)
-            return r;
-    }
-    for (int i = 0; i < c->nregions; i++) {
-        r = &c->regions[i];
-        if (pa - r->gpa < r->size) {
-            c->last_region = i;
-            return r;
-        }
-    }
-    return NULL;
-}
-
-/* Unicorn asks which region an address is in: a hole is its unassigned region, never an error. */
-static void *mapping(void *uc, uint64_t pa)
-{
-    struct region *r = cpu_region(cpu_of_uc(uc), pa);
-    return r ? r->mr : (char *)uc + UC_IO_UNASSIGNED;
-}
-
 static void flush(struct cpu *c)
 {
     struct op op = {OP_FLUSH_CODE, 0, 0};
@@ -194,59 +168,6 @@ static void guest_main(void *arg)
     }
 }
 
-static int sync_regions(struct cpu *c)
-{
-    struct machine *m = c->m;
-    struct region *fresh = calloc((size_t)m->nregions + 1, sizeof(*fresh));
-    struct op flush = {OP_FLUSH, 0, ~0ul};
-    int bad = 0, n = 0;
-
-    if (!fresh)
-        return -1;
-    for (int j = 0; j < m->nregions; j++)
-        if (m->regions[j].space == c->space)
-            fresh[n++] = m->regions[j];
-    FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)c->real_mapping;
-    for (int i = 0; i < c->nregions; i++) {
-        int j = 0;
-        while (j < n && fresh[j].id != c->regions[i].id)
-            j++;
-        if (j < n) {
-            fresh[j] = c->regions[i];
-        } else {
-            c->unmapping = &c->regions[i];
-            uc_mem_unmap(c->uc, c->regions[i].gpa, c->regions[i].size);
-            c->unmapping = NULL;
-            free(c->regions[i].own);
-            free(c->regions[i].seen);
-        }
-    }
-    for (int j = 0; j < n; j++) {
-        if (fresh[j].mr)
-            continue;
-        if (fresh[j].code) {
-            fresh[j].own = calloc(fresh[j].size / GUEST_PAGE, 1);
-            fresh[j].seen = calloc(fresh[j].size / GUEST_PAGE, sizeof(*fresh[j].seen));
-        }
-        if ((fresh[j].code && (!fresh[j].own || !fresh[j].seen)) ||
-            uc_mem_map_ptr(c->uc, fresh[j].gpa, fresh[j].size, UC_PROT_ALL, fresh[j].hva) != UC_ERR_OK) {
-            bad = 1;
-            break;
-        }
-        fresh[j].mr = c->real_mapping(c->uc, fresh[j].gpa);
-        fresh[j].ram = m->target->ram_of(c->uc, fresh[j].hva);
-    }
-    free(c->regions);
-    c->regions = fresh;
-    c->nregions = bad ? 0 : n;
-    c->last_region = 0;
-    c->generation = atomic_load(&m->generation);
-    FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)mapping;
-    m->target->apply(c, &flush);
-    x86_jump_forget(c);
-    return bad ? -1 : 0;
-}
-
 /* Make the Unicorn engine; 0 or a Python error. */
 int cpu_materialise(struct cpu *c)
 {
@@ -291,12 +212,10 @@ int cpu_materialise(struct cpu *c)
     FIELD(uc, UC_STOP_INTERRUPT, void *) = NULL;
     FIELD(uc, UC_NO_EXIT_REQUEST, bool) = true;
     FIELD(uc, UC_NESTED_LEVEL, int) = 1;
-    c->real_mapping = FIELD(uc, UC_MEMORY_MAPPING, void *(*)(void *, uint64_t));
-    FIELD(uc, UC_MEMORY_MAPPING, void *) = (void *)mapping;
     FIELD((char *)uc + UC_IO_UNASSIGNED, MR_OPS, const void *) = &hole_ops;
     FIELD((char *)uc + UC_IO_UNASSIGNED, MR_PERMS, uint32_t) = UC_PROT_READ | UC_PROT_WRITE;
-    c->generation = atomic_load(&c->m->generation) - 1;
-    if (t->setup(c) || coroutine_create(&c->co, guest_main, c)) {
+    c->behind = true;
+    if (regions_begin(c) != UC_ERR_OK || t->setup(c) || coroutine_create(&c->co, guest_main, c)) {
         c->uc = NULL;
         FIELD(uc, UC_THREAD_DATA, void *) = NULL;
         FIELD(uc, UC_NESTED_LEVEL, int) = 0;
@@ -314,7 +233,7 @@ int cpu_materialise(struct cpu *c)
 
 static void go(struct cpu *c)
 {
-    if (c->generation != atomic_load(&c->m->generation) && sync_regions(c)) {
+    if ((c->behind || c->generation != c->m->generation) && regions_follow(c)) {
         c->ev = (struct event){EV_ERROR, UC_ERR_NOMEM, 0, 0};
         return;
     }
@@ -396,14 +315,14 @@ void cpu_close_engine(struct cpu *c)
     if (!c->uc)
         return;
     Py_BEGIN_ALLOW_THREADS
-    machine_remove(c->m, c);
+    /* While it is in the list of cpus what its regions point to is not given back. */
     for (int i = 0; i < c->nregions; i++) {
         if (c->m->target->forget_code)
             c->m->target->forget_code(c, &c->regions[i]);
-        free(c->regions[i].own);
         free(c->regions[i].seen);
     }
-    FIELD(c->uc, UC_MEMORY_MAPPING, void *) = (void *)c->real_mapping;
+    machine_remove(c->m, c);
+    FIELD(c->uc, UC_MEMORY_MAPPING, void *) = c->real_mapping;
     FIELD(c->uc, UC_NESTED_LEVEL, int) = 0;
     FIELD(c->uc, UC_THREAD_DATA, void *) = NULL;
     uc_close(c->uc);
@@ -412,7 +331,5 @@ void cpu_close_engine(struct cpu *c)
     free(c->x86.jumps);
     c->x86.jumps = NULL;
     coroutine_destroy(&c->co);
-    free(c->regions);
-    c->regions = NULL;
-    c->nregions = 0;
+    regions_end(c);
 }

@@ -69,10 +69,9 @@ struct region {
     uint8_t **copy; /* per page with code: its bytes when the first of them looked, or NULL; good if copied says so */
     uint8_t *copied;
     /* In a cpu's copy only: */
-    void *mr;
     uint64_t ram;   /* Unicorn's number for the first byte */
-    uint8_t *own;   /* per page: this cpu is counted in code */
     uint16_t *seen; /* per page: it is in the cpu's list of fetched pages of this number */
+    uint8_t *own;   /* per page: this cpu is counted in code; of one allocation with seen */
 };
 
 /* Maintenance another cpu asks for: done at a block boundary, or at once by a cpu that is itself waiting for others. */
@@ -147,7 +146,8 @@ struct target {
     int uc_arch, uc_mode, cpu_model;
     bool tracks_code; /* stores to translated code are caught: the guest does no cache maintenance */
     uint64_t (*ram_of)(void *uc, void *hva);
-    void (*forget_code)(struct cpu *c, struct region *r);
+    void (*forget_code)(struct cpu *c, struct region *r); /* all code of all regions is gone already */
+    void (*leave_region)(struct cpu *c, struct region *r); /* the region goes: drop code that was translated from it */
     unsigned (*debug_code)(struct cpu *c); /* which debug registers stopped the guest at its instruction */
     /* A piece of a larger access to a hole, done as part of that; false if it is an access of its own. */
     bool (*device_piece)(struct cpu *c, uint64_t pa, unsigned size, uint64_t *data, bool store);
@@ -190,12 +190,15 @@ struct machine {
     pthread_cond_t resumed;
     atomic_int stop;            /* no cpu enters the guest while set */
     struct region *regions;     /* changed only while stopped; sorted by space and gpa */
-    int nregions;
-    atomic_uint generation;
+    int nregions, capregions;
+    uint64_t generation;        /* counts the changes of regions */
     atomic_uint writes;         /* counts up where the host may have written to the guest's memory */
     pthread_mutex_t copies;     /* a page's first code, and the copy of its bytes, are one */
     uint64_t next_id;
-    struct region *dead;        /* regions that are gone, for their code counts and copies */
+    struct dead {               /* gone, and cpus may still have it in their copies: for its code counts and copies */
+        struct region region;
+        uint64_t generation;    /* a cpu that has followed the map to here has it no more */
+    } *dead;
     int ndead;
 
     pthread_rwlock_t lock;      /* the list of cpus */
@@ -235,9 +238,15 @@ struct cpu {
 
     unsigned space;             /* which of the machine's maps it sees */
     struct region *regions;     /* its copy of that map */
+    struct by_host *by_host;    /* the same by host address, made when first needed */
     int nregions, last_region;
-    unsigned generation, writes;
-    void *(*real_mapping)(void *uc, uint64_t pa);
+    bool indexed;               /* by_host is good */
+    bool behind;                /* regions is not to be used, whatever generation says */
+    uint64_t generation;        /* of the map that regions is a copy of */
+    unsigned writes;
+    void *ram;                  /* Unicorn's one region */
+    uint64_t ram_at;            /* Unicorn's number for a byte of it, less its host address */
+    void *real_mapping;
 
     pthread_mutex_t qlock;
     struct op queue[QUEUE_LEN];
@@ -248,8 +257,6 @@ struct cpu {
     _Atomic uint64_t done;
     bool unsynced;              /* asked others for something and has not waited yet */
     bool flush_code;            /* do it at the next block boundary */
-
-    const struct region *unmapping; /* Unicorn is taking this away */
 
     /* x86 */
     struct {
@@ -322,7 +329,6 @@ void cpu_finish(struct cpu *c, uint64_t answer);
 void cpu_close_engine(struct cpu *c);
 uint64_t cpu_park(struct cpu *c, int kind, uint64_t a, uint64_t b, uint64_t v);
 void cpu_force_exit(struct cpu *c);
-struct region *cpu_region(struct cpu *c, uint64_t pa);
 bool cpu_attention(struct cpu *c);
 /* Parked with an instruction half done. */
 static inline bool cpu_mid_instruction(const struct cpu *c)
@@ -332,6 +338,17 @@ static inline bool cpu_mid_instruction(const struct cpu *c)
 }
 static inline struct cpu *cpu_of_uc(void *uc) { return FIELD(uc, UC_THREAD_DATA, struct cpu *); }
 static inline struct cpu *cpu_of(void *cs) { return cpu_of_uc(FIELD(cs, CS_UC, void *)); }
+
+/* regions.c */
+#define REGIONS_FIRST -1
+bool regions_host_ok(uint64_t host, uint64_t size);
+int regions_place(const struct region *table, int n, unsigned space, uint64_t gpa);
+uc_err regions_begin(struct cpu *c);
+int regions_follow(struct cpu *c);
+void regions_end(struct cpu *c);
+struct region *cpu_region(struct cpu *c, uint64_t pa);
+struct region *cpu_region_of_host(struct cpu *c, uint64_t host, int *at);
+uint64_t cpu_unicorn_address(struct cpu *c, uint64_t pa);
 
 /* x86_jump.c */
 void x86_jump_forget(struct cpu *c);

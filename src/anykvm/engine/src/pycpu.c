@@ -354,7 +354,7 @@ static int cpu_set_space(struct cpu *c, PyObject *value, void *unused)
     }
     if (space != c->space) {
         c->space = (unsigned)space;
-        c->generation = atomic_load(&c->m->generation) - 1;
+        c->behind = true;
     }
     return 0;
 }

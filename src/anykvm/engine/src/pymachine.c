@@ -94,7 +94,7 @@ static void machine_dealloc(struct machine *m)
     for (int i = 0; i < m->nregions; i++)
         free_code(&m->regions[i]);
     while (m->ndead)
-        free_code(&m->dead[--m->ndead]);
+        free_code(&m->dead[--m->ndead].region);
     free(m->dead);
     free(m->regions);
     free(m->cpus);
@@ -105,6 +105,28 @@ static void machine_dealloc(struct machine *m)
     pthread_cond_destroy(&m->resumed);
     type->tp_free(m);
     Py_DECREF(type);
+}
+
+/* Give back what no cpu has in its copy of the map any more; with the machine stopped. */
+static void bury(struct machine *m)
+{
+    uint64_t followed = m->generation;
+    int kept = 0;
+
+    if (!m->ndead)
+        return;
+    pthread_rwlock_rdlock(&m->lock);
+    for (int i = 0; i < m->ncpus; i++)
+        if (m->cpus[i]->nregions && m->cpus[i]->generation < followed)
+            followed = m->cpus[i]->generation;
+    pthread_rwlock_unlock(&m->lock);
+    for (int i = 0; i < m->ndead; i++) {
+        if (m->dead[i].generation <= followed)
+            free_code(&m->dead[i].region);
+        else
+            m->dead[kept++] = m->dead[i];
+    }
+    m->ndead = kept;
 }
 
 static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
@@ -120,6 +142,10 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
         return NULL;
     if (!size || ((gpa | size | hva) & (GUEST_PAGE - 1)) || gpa + size < gpa) {
         PyErr_SetString(PyExc_ValueError, "gpa, size and hva are multiples of 4096 bytes");
+        return NULL;
+    }
+    if (!regions_host_ok(hva, size)) {
+        PyErr_SetString(PyExc_ValueError, "hva is no address of user space");
         return NULL;
     }
     struct region r = {.gpa = gpa, .size = size, .hva = (uint8_t *)hva, .dirty = (uint64_t *)dirty, .readonly = readonly,
@@ -138,18 +164,20 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     }
     Py_BEGIN_ALLOW_THREADS
     machine_pause(m);
-    for (i = 0; i < m->nregions && (m->regions[i].space < space ||
-                                    (m->regions[i].space == space && m->regions[i].gpa < gpa)); i++)
-        ;
+    bury(m);
+    i = regions_place(m->regions, m->nregions, space, gpa);
     overlap = (i > 0 && m->regions[i - 1].space == space && m->regions[i - 1].gpa + m->regions[i - 1].size > gpa) ||
               (i < m->nregions && m->regions[i].space == space && m->regions[i].gpa < gpa + size);
     if (!overlap) {
         r.id = ++m->next_id;
-        m->regions = realloc(m->regions, (size_t)(m->nregions + 1) * sizeof(r));
+        if (m->nregions == m->capregions) {
+            m->capregions = m->capregions ? m->capregions * 2 : 8;
+            m->regions = realloc(m->regions, (size_t)m->capregions * sizeof(r));
+        }
         memmove(&m->regions[i + 1], &m->regions[i], (size_t)(m->nregions - i) * sizeof(r));
         m->regions[i] = r;
         m->nregions++;
-        atomic_fetch_add(&m->generation, 1);
+        m->generation++;
     }
     machine_resume(m);
     Py_END_ALLOW_THREADS
@@ -163,10 +191,9 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
 
 static struct region *region_at(struct machine *m, unsigned space, uint64_t gpa)
 {
-    for (int i = 0; i < m->nregions; i++)
-        if (m->regions[i].space == space && m->regions[i].gpa == gpa)
-            return &m->regions[i];
-    return NULL;
+    int i = regions_place(m->regions, m->nregions, space, gpa);
+
+    return i < m->nregions && m->regions[i].space == space && m->regions[i].gpa == gpa ? &m->regions[i] : NULL;
 }
 
 static PyObject *machine_unmap(struct machine *m, PyObject *args)
@@ -182,11 +209,12 @@ static PyObject *machine_unmap(struct machine *m, PyObject *args)
     r = region_at(m, space, gpa);
     if (r) {
         /* Cpus still look at it until they follow the change. */
+        bury(m);
         m->dead = realloc(m->dead, (size_t)(m->ndead + 1) * sizeof(*m->dead));
-        m->dead[m->ndead++] = *r;
+        m->dead[m->ndead++] = (struct dead){*r, m->generation + 1};
         m->nregions--;
         memmove(r, r + 1, (size_t)(m->nregions - (r - m->regions)) * sizeof(*r));
-        atomic_fetch_add(&m->generation, 1);
+        m->generation++;
     }
     machine_resume(m);
     Py_END_ALLOW_THREADS

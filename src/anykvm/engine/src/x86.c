@@ -377,6 +377,7 @@ const struct target target_x86 = {
     .tracks_code = true,
     .ram_of = qemu_ram_addr_from_host_x86_64,
     .forget_code = x86_forget_code,
+    .leave_region = x86_leave_region,
     .debug_code = x86_debug_code,
     .device_piece = x86_device_piece,
     .distrust = x86_distrust,

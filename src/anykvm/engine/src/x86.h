@@ -18,6 +18,7 @@ enum { RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11 };
 
 void x86_apply(struct cpu *c, const struct op *op);
 void x86_forget_code(struct cpu *c, struct region *r);
+void x86_leave_region(struct cpu *c, struct region *r);
 bool x86_debug_hits(struct cpu *c);
 unsigned x86_debug_code(struct cpu *c);
 void x86_set_dr(struct cpu *c, int n, uint64_t value);

@@ -9,6 +9,29 @@
  */
 #include "x86.h"
 
+#define TARGET_WRAP(name) __wrap_##name##_x86_64
+#define TARGET_REAL(name) __real_##name##_x86_64
+#include "physical.h"
+
+PHYSICAL_LOAD(address_space_ldub, uint32_t)
+PHYSICAL_LOAD(address_space_lduw, uint32_t)
+PHYSICAL_LOAD(address_space_ldl, uint32_t)
+PHYSICAL_LOAD(address_space_ldq, uint64_t)
+PHYSICAL_STORE(address_space_stb, uint32_t)
+PHYSICAL_STORE(address_space_stw, uint32_t)
+PHYSICAL_STORE(address_space_stl, uint32_t)
+PHYSICAL_STORE(address_space_stl_notdirty, uint32_t)
+PHYSICAL_STORE(address_space_stq, uint64_t)
+
+/* Where Unicorn looks for the code that a breakpoint is put into. */
+uint64_t __real_x86_cpu_get_phys_page_attrs_debug_x86_64(void *cs, uint64_t va, uint32_t *attrs);
+uint64_t __wrap_x86_cpu_get_phys_page_attrs_debug_x86_64(void *cs, uint64_t va, uint32_t *attrs)
+{
+    uint64_t pa = __real_x86_cpu_get_phys_page_attrs_debug_x86_64(cs, va, attrs);
+
+    return pa == ~0ul ? pa : cpu_unicorn_address(cpu_of(cs), pa);
+}
+
 void tlb_flush_by_mmuidx_x86_64(void *cs, uint16_t idxmap);
 void tlb_flush_page_by_mmuidx_x86_64(void *cs, uint64_t addr, uint16_t idxmap);
 void tlb_reset_dirty_x86_64(void *cs, uint64_t host, uint64_t length);
@@ -19,10 +42,9 @@ static const struct tlb_flags flags = {X86_TLB_INVALID, X86_TLB_NOTDIRTY, X86_TL
 
 static struct region *region_of_ram(struct cpu *c, uint64_t ram)
 {
-    for (int i = 0; i < c->nregions; i++)
-        if (ram - c->regions[i].ram < c->regions[i].size)
-            return &c->regions[i];
-    return NULL;
+    int at = REGIONS_FIRST;
+
+    return cpu_region_of_host(c, ram - c->ram_at, &at);
 }
 
 /* A new list of fetched pages: only with a TLB that is empty, or about to be. */
@@ -58,8 +80,17 @@ void x86_forget_code(struct cpu *c, struct region *r)
     }
 }
 
+void x86_leave_region(struct cpu *c, struct region *r)
+{
+    for (uint64_t page = 0; r->own && page < r->size / GUEST_PAGE; page++)
+        if (r->own[page])
+            drop_page(c, r, page);
+}
+
 void x86_apply(struct cpu *c, const struct op *op)
 {
+    int at = REGIONS_FIRST;
+
     switch (op->kind) {
     case OP_FLUSH:
         /* With every mode's entries all trust in code goes: it is looked at again as it is fetched. */
@@ -74,12 +105,9 @@ void x86_apply(struct cpu *c, const struct op *op)
         tlb_reset_dirty_x86_64(c->cs, op->addr, op->arg);
         break;
     case OP_INVALIDATE:
-        for (int i = 0; i < c->nregions; i++) {
-            struct region *r = &c->regions[i];
+        for (struct region *r; (r = cpu_region_of_host(c, op->addr, &at));) {
             uint64_t offset = op->addr - (uint64_t)r->hva;
 
-            if (offset >= r->size)
-                continue;
             for (uint64_t page = offset / GUEST_PAGE; page <= (offset + op->arg - 1) / GUEST_PAGE; page++)
                 if (page < r->size / GUEST_PAGE)
                     drop_page(c, r, page);
