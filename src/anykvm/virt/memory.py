@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import enum
 import errno
-from bisect import bisect_right
 from typing import TYPE_CHECKING, Final
 
 from anykvm.uapi.constants import (
@@ -18,6 +17,7 @@ from anykvm.uapi.structs import KvmUserspaceMemoryRegion, KvmUserspaceMemoryRegi
 
 from .dirty import DirtyBitmap
 from .services import PAGE_SIZE, USER_ADDRESS_LIMIT
+from .slot_table import SlotTable
 from .stats import MEMSLOT_CHANGES
 
 if TYPE_CHECKING:
@@ -76,34 +76,12 @@ class MemorySlot:
         return bool(self.flags & KVM_MEM_READONLY)
 
 
-class _Table:
-    """One immutable state of all slots, by guest-physical address."""
-
-    __slots__ = ("bases", "slots")
-
-    def __init__(self, bases: list[int], slots: list[MemorySlot]) -> None:
-        self.bases = bases
-        self.slots = slots
-
-    def replace(self, old: MemorySlot | None, new: MemorySlot | None) -> _Table:
-        """Another state: lists, since a copy of those costs next to nothing, also of 32,764 slots."""
-        bases, slots = self.bases.copy(), self.slots.copy()
-        if old is not None:
-            index = bisect_right(bases, old.base_gfn) - 1
-            del bases[index], slots[index]
-        if new is not None:
-            index = bisect_right(bases, new.base_gfn)
-            bases.insert(index, new.base_gfn)
-            slots.insert(index, new)
-        return _Table(bases, slots)
-
-
 class MemorySlots:
     """The slots of a VM. Changes are made with ``vm.slots_lock`` held; readers take no lock."""
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
-        self._tables = tuple(_Table([], []) for _ in range(vm.hooks.address_spaces))
+        self._tables = tuple(SlotTable() for _ in range(vm.hooks.address_spaces))
         self._by_id: dict[int, MemorySlot] = {}
 
     def __len__(self) -> int:
@@ -111,8 +89,8 @@ class MemorySlots:
 
     @property
     def slots(self) -> list[MemorySlot]:
-        """The slots of address space 0 by guest-physical address; do not change the list."""
-        return self._tables[0].slots
+        """The slots of address space 0 by guest-physical address."""
+        return list(self._tables[0])
 
     def by_id(self, number: int) -> MemorySlot | None:
         """Find a slot by its number (address space in the upper 16 bits); slots_lock is held."""
@@ -120,14 +98,7 @@ class MemorySlots:
 
     def find(self, gpa: int, as_id: int = 0) -> MemorySlot | None:
         """Find the slot that a guest-physical address of an address space is in."""
-        table = self._tables[as_id]
-        gfn = gpa >> PAGE_SHIFT
-        index = bisect_right(table.bases, gfn) - 1
-        if index >= 0:
-            slot = table.slots[index]
-            if gfn < slot.base_gfn + slot.npages:
-                return slot
-        return None
+        return self._tables[as_id].find(gpa >> PAGE_SHIFT)
 
     def gpa_to_hva(self, gpa: int, size: int, write: bool = False, as_id: int = 0) -> int | None:
         """Translate a guest-physical range that lies in one slot; None if it does not, or is read-only and written."""
@@ -196,16 +167,12 @@ class MemorySlots:
             raise OSError(errno.EINVAL, f"a slot has at most {KVM_MEM_MAX_NR_PAGES} pages")
 
     def _check_overlap(self, number: int, base_gfn: int, npages: int) -> None:
-        table = self._tables[number >> 16]
         # Neighbours only: those before the end, backwards; the slot itself does not count.
-        index = bisect_right(table.bases, base_gfn + npages - 1) - 1
-        while index >= 0:
-            slot = table.slots[index]
+        for slot in self._tables[number >> 16].backwards(base_gfn + npages - 1):
             if slot.as_id << 16 | slot.id != number:
                 if slot.base_gfn + slot.npages > base_gfn:
                     raise OSError(errno.EEXIST, f"slot {number} overlaps slot {slot.id} at {slot.gpa:#x}")
                 return
-            index -= 1
 
     def _dirty_bitmap(self, old: MemorySlot | None, flags: int, npages: int) -> tuple[DirtyBitmap | None, bool]:
         """Give the new slot's bitmap, and whether it was made for it."""
@@ -245,7 +212,7 @@ class MemorySlots:
     def free(self) -> None:
         """Give the slots' memory back, when the VM dies and ``vm.arch`` is gone."""
         slots = list(self._by_id.values())
-        self._tables = tuple(_Table([], []) for _ in self._tables)
+        self._tables = tuple(SlotTable() for _ in self._tables)
         self._by_id.clear()
         for slot in slots:
             if slot.dirty is not None:

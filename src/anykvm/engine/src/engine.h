@@ -199,7 +199,7 @@ struct machine {
         struct region region;
         uint64_t generation;    /* a cpu that has followed the map to here has it no more */
     } *dead;
-    int ndead;
+    int ndead, capdead;
 
     pthread_rwlock_t lock;      /* the list of cpus */
     struct cpu **cpus;

@@ -111,7 +111,7 @@ static void machine_dealloc(struct machine *m)
 static void bury(struct machine *m)
 {
     uint64_t followed = m->generation;
-    int kept = 0;
+    int n = 0;
 
     if (!m->ndead)
         return;
@@ -120,13 +120,11 @@ static void bury(struct machine *m)
         if (m->cpus[i]->nregions && m->cpus[i]->generation < followed)
             followed = m->cpus[i]->generation;
     pthread_rwlock_unlock(&m->lock);
-    for (int i = 0; i < m->ndead; i++) {
-        if (m->dead[i].generation <= followed)
-            free_code(&m->dead[i].region);
-        else
-            m->dead[kept++] = m->dead[i];
-    }
-    m->ndead = kept;
+    /* The oldest are first. */
+    while (n < m->ndead && m->dead[n].generation <= followed)
+        free_code(&m->dead[n++].region);
+    if (n)
+        memmove(m->dead, m->dead + n, (size_t)(m->ndead -= n) * sizeof(*m->dead));
 }
 
 static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
@@ -210,7 +208,10 @@ static PyObject *machine_unmap(struct machine *m, PyObject *args)
     if (r) {
         /* Cpus still look at it until they follow the change. */
         bury(m);
-        m->dead = realloc(m->dead, (size_t)(m->ndead + 1) * sizeof(*m->dead));
+        if (m->ndead == m->capdead) {
+            m->capdead = m->capdead ? m->capdead * 2 : 8;
+            m->dead = realloc(m->dead, (size_t)m->capdead * sizeof(*m->dead));
+        }
         m->dead[m->ndead++] = (struct dead){*r, m->generation + 1};
         m->nregions--;
         memmove(r, r + 1, (size_t)(m->nregions - (r - m->regions)) * sizeof(*r));
