@@ -32,7 +32,7 @@ WRAPPED = {
         helper_le_lduw_mmu helper_le_ldul_mmu helper_le_ldq_mmu helper_le_stw_mmu helper_le_stl_mmu helper_le_stq_mmu
         helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
         helper_raise_interrupt helper_rdpmc helper_ldmxcsr
-        translator_loop cpu_ldub_code cpu_lduw_code cpu_ldl_code tcg_gen_op3
+        translator_loop cpu_ldub_code cpu_lduw_code cpu_ldl_code cpu_ldl_mmuidx_ra tcg_gen_op3
         tcg_gen_qemu_ld_i32 tcg_gen_qemu_ld_i64 tcg_gen_qemu_st_i32 tcg_gen_qemu_st_i64
     """,
 }

@@ -297,6 +297,7 @@ struct cpu {
         struct { uint64_t va; int mode; } low[X86_LOW];
         bool watched;           /* there was a data breakpoint: locked instructions ask for them */
         uint32_t task;          /* the task's selector when an instruction that may switch began, and a flag; 0 else */
+        uint8_t iret;           /* words until the flags of an IRET that may not enter virtual-8086 mode; 0 else */
     } x86;
 
     uint32_t insn;              /* being translated */

@@ -209,6 +209,7 @@ static void on_exception(void *uc, uint32_t number, void *unused)
     FIELD(uc, UC_INVALID_ERROR, int32_t) = 0;
     if (c->x86.task)
         x86_task_fault(c);
+    c->x86.iret = 0;
     if (number == VECTOR_PF)
         check_read_for_write(c);
     c->fill.active = false;

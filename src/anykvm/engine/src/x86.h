@@ -48,6 +48,8 @@ void x86_segment_check_call(void *env, uint32_t selector, uint32_t bytes);
 void x86_task_begin(void *env);
 void x86_task_end(void *env);
 void x86_task_fault(struct cpu *c);
+void x86_iret_begin(void *env, uint32_t shift, uint32_t unused);
+void x86_iret_end(void *env);
 void x86_segment_check_fetch(void *env, uint64_t va, uint32_t size);
 bool x86_segment_ends_near(struct cpu *c, uint64_t va);
 enum { X86_FRAME_INTERRUPT, X86_FRAME_EXCEPTION, X86_FRAME_SOFTWARE };

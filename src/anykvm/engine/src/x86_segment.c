@@ -256,3 +256,26 @@ void x86_task_fault(struct cpu *c)
     }
     c->x86.task = 0;
 }
+
+/*
+ * IRET enters virtual-8086 mode at ring 0 of legacy mode; elsewhere it leaves the flag alone, as the SDM's pseudocode
+ * says. Unicorn's looks at nothing but the flag in the frame. EIP, CS and EFLAGS are the first words that it loads.
+ */
+void x86_iret_begin(void *env, uint32_t shift, uint32_t unused)
+{
+    (void)unused;
+    x86_cpu_of(env)->x86.iret = shift == 1 ? 3 : 0;
+}
+
+void x86_iret_end(void *env) { x86_cpu_of(env)->x86.iret = 0; }
+
+uint32_t __real_cpu_ldl_mmuidx_ra_x86_64(void *env, uint64_t va, int mode, uintptr_t ra);
+uint32_t __wrap_cpu_ldl_mmuidx_ra_x86_64(void *env, uint64_t va, int mode, uintptr_t ra)
+{
+    struct cpu *c = x86_cpu_of(env);
+    uint32_t value = __real_cpu_ldl_mmuidx_ra_x86_64(env, va, mode, ra);
+
+    if (c->x86.iret && --c->x86.iret == 0)
+        value &= ~EFLAGS_VM;
+    return value;
+}

@@ -67,6 +67,8 @@ static const struct helper {
     {(void *)check_stack_segment, "check_stack_segment", 0, TCG_ARG1_64BIT},
     {(void *)x86_check_access, "check_access", 0, TCG_ARG1_64BIT | TCG_ARG2_64BIT},
     {(void *)x86_task_begin, "task_begin", 0, TCG_ARG1_64BIT},
+    {(void *)x86_iret_begin, "iret_begin", 0, TCG_ARG1_64BIT},
+    {(void *)x86_iret_end, "iret_end", 0, TCG_ARG1_64BIT},
     {(void *)x86_task_end, "task_end", 0, TCG_ARG1_64BIT},
     {(void *)x86_segment_check_stack, "segment_check_stack", 0, TCG_ARG1_64BIT},
     {(void *)x86_segment_check_call, "segment_check_call", 0, TCG_ARG1_64BIT},
@@ -116,6 +118,15 @@ static bool may_switch_task(struct cpu *c, void *func)
             func == (void *)helper_iret_protected_x86_64);
 }
 
+/* An IRET of code that has 32-bit frames and may not enter virtual-8086 mode. */
+static bool keeps_mode(struct cpu *c, void *func)
+{
+    uint32_t flags = c->x86.tb_flags;
+
+    return func == (void *)helper_iret_protected_x86_64 && !(flags & X86_HF_CS64) &&
+           ((flags & X86_HF_LMA) || (flags & X86_HF_CPL));
+}
+
 /* Far transfers use the stack in a function of Unicorn's. */
 static void check_far(struct cpu *c, void *tcg, void *func, void **args)
 {
@@ -142,6 +153,12 @@ static void around(struct cpu *c, void *tcg, void *func, int nargs, void **args,
         call_with_env(tcg, before ? (void *)x86_task_begin : (void *)x86_task_end);
     if (before)
         check_far(c, tcg, func, args);
+    if (keeps_mode(c, func)) {
+        if (before)
+            call_with(tcg, (void *)x86_iret_begin, args[1], 0);
+        else
+            call_with_env(tcg, (void *)x86_iret_end);
+    }
     if (!before && restores_mxcsr(func))
         call_with_env(tcg, (void *)x86_mxcsr_written);
     if (before && func == (void *)helper_load_seg_x86_64)
