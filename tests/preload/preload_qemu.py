@@ -21,6 +21,9 @@ from anykvm.guests import Guest, pull
 
 PROGRAM = "qemu-system-x86_64"
 WORDS = "console=ttyS0 panic=-1 nokaslr mitigations=off quiet"
+_FEATURES = "relaxed vapic time vpindex runtime synic stimer stimer-direct reset crash frequencies reenlightenment"
+HYPERV = ",hv-".join(["host,kvm=off", *_FEATURES.split(), "tlbflush", "ipi", "spinlocks=0x1fff", "enforce-cpuid"])
+"""The CPU of a guest that is to take the machine for Hyper-V."""
 
 
 def guest_or_skip() -> Guest:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from preload_qemu import WORDS, command, guest_or_skip
+from preload_qemu import HYPERV, WORDS, command, guest_or_skip
 from preload_run import EXEC
 
 from anykvm.guests import Guest, build_initramfs
@@ -39,9 +39,7 @@ def test_debian_takes_it_for_hyperv(guest: Guest, tmp_path: Path) -> None:
         "cat /sys/devices/system/clocksource/clocksource0/current_clocksource; dmesg | grep Hyper-V;"
         "grep HVS /proc/interrupts; poweroff -f"
     )
-    features = "relaxed vapic time vpindex runtime synic stimer stimer-direct reset crash frequencies reenlightenment"
-    cpu = ",hv-".join(["host,kvm=off", *features.split(), "tlbflush", "ipi", "spinlocks=0x1fff", "enforce-cpuid"])
-    words = command(guest, build_initramfs(guest), "pc", 2, "-serial", "stdio", "-cpu", cpu)
+    words = command(guest, build_initramfs(guest), "pc", 2, "-serial", "stdio", "-cpu", HYPERV)
     words += ["-append", f"{WORDS} {arguments('exec', script=script)}"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=250, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from preload_qemu import WORDS, Monitor, command, disk, guest_or_skip
+from preload_qemu import HYPERV, WORDS, Monitor, command, disk, guest_or_skip
 
 from anykvm.guests import Guest, build_initramfs
 from anykvm.guests.init import arguments
@@ -72,10 +72,11 @@ def test_savevm_and_loadvm(guest: Guest, tmp_path: Path) -> None:
         well(qemu)
 
 
-def test_migration_to_a_file(guest: Guest, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cpu", [pytest.param("host", id="kvm"), pytest.param(HYPERV, id="hyperv")])
+def test_migration_to_a_file(guest: Guest, tmp_path: Path, cpu: str) -> None:
     state = tmp_path / "state"
     with disk(tmp_path / "disk") as drive:
-        with Monitor(words(guest, 1, drive), tmp_path) as qemu:
+        with Monitor([*words(guest, 1, drive), "-cpu", cpu], tmp_path) as qemu:
             qemu.wait("count 5")
             # Slow enough that the guest writes to pages which are out already: the dirty log brings them again.
             assert qemu.tell("migrate_set_parameter max-bandwidth 100M") == ""
@@ -87,7 +88,7 @@ def test_migration_to_a_file(guest: Guest, tmp_path: Path) -> None:
             assert "paused (postmigrate)" in qemu.tell("info status")
             before = counted(qemu.lines)
             assert before[-1] < LAST
-        with Monitor([*words(guest, 1, drive), "-incoming", f"exec:cat {state}"], tmp_path) as qemu:
+        with Monitor([*words(guest, 1, drive), "-cpu", cpu, "-incoming", f"exec:cat {state}"], tmp_path) as qemu:
             qemu.wait(f"count {LAST}")
             well(qemu)
             assert counted(qemu.lines) == list(range(before[-1] + 1, LAST + 1))

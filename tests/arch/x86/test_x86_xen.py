@@ -105,6 +105,8 @@ def test_configurations_that_cannot_be(board: Board) -> None:
     for flags, blob in ((1 << 6, 0), (INTERCEPT, 0x1000)):
         with pytest.raises(OSError, match="Errno 22"):
             configure(board, flags, blob_addr_64=blob, blob_size_64=bool(blob))
+    with pytest.raises(OSError, match="Errno 22"):
+        board.vm.ioctl(X.KVM_XEN_HVM_CONFIG, X.KvmXenHvmConfig(msr=X.MSR_STAR))
 
 
 def test_beside_hypervs(board: Board) -> None:

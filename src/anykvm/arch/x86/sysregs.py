@@ -104,6 +104,8 @@ _WRITE_IGNORED: Final = frozenset(
     }
 )
 
+_HYPERVISORS: Final = 4
+"""The upper four bits of the MSRs of Hyper-V and Xen, which no processor has."""
 _X2APIC: Final = range(uapi.MSR_X2APIC_FIRST, uapi.MSR_X2APIC_LAST + 1)
 
 Getter = Callable[["X86Vcpu"], int]
@@ -307,7 +309,7 @@ def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
     """Read an MSR; KeyError if there is none, ValueError if it cannot be read."""
     if not host and not _guest_may_read(vcpu, index):
         raise KeyError(index)
-    if not host and index in hyperv_vcpu.MSRS:
+    if index >> 28 == _HYPERVISORS and not host and index in hyperv_vcpu.MSRS:
         hyperv_vcpu.check_guest(vcpu, index)
     if vcpu.pv_enforced:
         pv.check_msr(vcpu, index)
@@ -332,11 +334,12 @@ def get(vcpu: X86Vcpu, index: int, *, host: bool) -> int:
 
 def set_(vcpu: X86Vcpu, index: int, value: int, *, host: bool) -> None:
     """Write an MSR; KeyError if there is none, ValueError if it does not take that."""
-    if not host and index == vcpu.vm.xen.msr:
-        xen.write_hypercall_page(vcpu, value)
-        return
-    if not host and index in hyperv_vcpu.MSRS:
-        hyperv_vcpu.check_guest(vcpu, index)
+    if index >> 28 == _HYPERVISORS and not host:
+        if index == vcpu.vm.xen.msr:
+            xen.write_hypercall_page(vcpu, value)
+            return
+        if index in hyperv_vcpu.MSRS:
+            hyperv_vcpu.check_guest(vcpu, index)
     if vcpu.pv_enforced:
         pv.check_msr(vcpu, index)
     entry = TABLE.get(index)

@@ -36,6 +36,7 @@ OFFERED: Final = (
 )
 """KVM_CAP_XEN_HVM."""
 _PERMITTED: Final = uapi.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | uapi.KVM_XEN_HVM_CONFIG_EVTCHN_SEND
+_MSRS: Final = 4
 _PAGE: Final = 4096
 _STUB: Final = 32
 """Each call has so many bytes of the hypercall page."""
@@ -105,12 +106,16 @@ class Xen:
 
 
 def configure(vm: Vm, arg: int) -> int:
-    """KVM_XEN_HVM_CONFIG: EINVAL for flags there are not, and pages with calls that are intercepted."""
+    """KVM_XEN_HVM_CONFIG: EINVAL for flags there are not, pages with calls that are intercepted, and an MSR that is not
+    from 0x40000000 to 0x4fffffff, where no processor has any.
+    """
     request = vm.services.read_struct(arg, uapi.KvmXenHvmConfig)
     blobs = ((request.blob_addr_32, request.blob_size_32), (request.blob_addr_64, request.blob_size_64))
     intercepts = request.flags & uapi.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL
-    if request.flags & ~_PERMITTED or (intercepts and any(map(any, blobs))):
-        raise OSError(errno.EINVAL, f"kvm_xen_hvm_config: flags {request.flags:#x} with hypercall pages {blobs}")
+    known = not request.msr or request.msr >> 28 == _MSRS
+    if request.flags & ~_PERMITTED or (intercepts and any(map(any, blobs))) or not known:
+        told = f"flags {request.flags:#x}, MSR {request.msr:#x}, hypercall pages {blobs}"
+        raise OSError(errno.EINVAL, f"kvm_xen_hvm_config cannot be so: {told}")
     with vm.lock:
         xen = vm.arch.xen
         xen.flags, xen.blobs = request.flags, blobs
