@@ -18,7 +18,7 @@ WRAPPED = {
         tlb_flush_by_mmuidx_all_cpus_synced tlb_flush_page_by_mmuidx_all_cpus_synced
     """,
     "x86_64": """
-        cpu_abort gen_intermediate_code tcg_gen_callN tcg_gen_exit_tb
+        cpu_abort gen_intermediate_code get_page_addr_code tcg_gen_callN tcg_gen_exit_tb
         address_space_translate_for_iotlb address_space_ldub address_space_lduw address_space_ldl address_space_ldq
         address_space_stb address_space_stw address_space_stl address_space_stl_notdirty address_space_stq
         x86_cpu_get_phys_page_attrs_debug

@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from x86_board import DATA, KSTACK, LAST, RAX, RBX, RCX, RDX, RSI, Runner, go
+from x86_board import DATA, DEVICE, KSTACK, LAST, RAX, RBX, RCX, RDX, RSI, RSP, Runner, go
 
 from anykvm.engine import Event
 
@@ -290,6 +290,45 @@ def test_the_host_writes_code_of_cpus_that_run(x86):
     for c, r in zip(cpus, runners, strict=True):
         assert r.result(10) == LAST
         assert c.gpr[RAX] == 42
+
+
+@pytest.mark.parametrize("pages", [1, 40])
+@pytest.mark.parametrize("access", ["mov (%rdi),%eax", "incl (%rdi)", "mov %ecx,(%rdi)", "push (%rdi)"])
+@pytest.mark.parametrize("linked", ["", "cmp %eax,%edx; jmp 2f; 2:"])
+def test_the_host_writes_the_code_behind_a_device_access(x86, pages, access, linked):
+    """The rest of the block that asked is not run: it is what the host wrote. The access is done once."""
+    b = x86(
+        f"""
+        mov %rsi,%rcx
+        lea (%rbx),%rdx
+    1:  call *%rdx
+        add $0x1000,%rdx
+        dec %ecx
+        jnz 1b
+        nop
+        {access}
+        {linked}
+        mov $0x11,%r8d
+        hlt
+        """
+    )
+    for n in range(pages):
+        b.load("ret", at=DATA + 0x1000 * n)
+    place = b.ram.find(b"\x41\xb8\x11", 0x1000) + 2
+    c = b.long(rbx=DATA, rsi=pages, rdi=DEVICE)
+    for value in (0x11, 0x22, 0x33):
+        accesses = 0
+        event = go(c)
+        while event != LAST:
+            if event[0] in (Event.MMIO_READ, Event.MMIO_WRITE):
+                accesses += 1
+                b.ram[place] = value
+                b.machine.distrust()
+            event = go(c, 7)
+        assert (accesses, c.gpr[8]) == (2 if access.startswith("incl") else 1, value)
+        if access.startswith("mov (%rdi)"):
+            assert c.gpr[RAX] == 7
+        c.rip, c.gpr[RSP] = 0x1000, KSTACK
 
 
 def test_a_new_mapping_of_rewritten_code_needs_no_word(x86):

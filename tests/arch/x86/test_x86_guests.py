@@ -113,6 +113,21 @@ def test_userspace_writes_code_at_an_exit(board: Board) -> None:
     assert board.seen == [0x12, 0x13, 0x14, 0x15]
 
 
+def test_userspace_writes_code_at_a_device_access(board: Board) -> None:
+    """The instruction after the access, in one block with it, is what userspace wrote; the access is done once."""
+    vcpu = board.long(
+        f"mov ${DEVICE:#x}, %rbx; 1: mov (%rbx), %ecx; mov $0x11, %al; out %al, $0xe9;"
+        "mov %ecx, %eax; out %al, $0xe9; jmp 1b"
+    )
+    place = bytes(board.memory.read(CODE, 64)).find(b"\xb0\x11") + 1
+    for value in range(0x12, 0x15):
+        read = board.until(vcpu, MmioRead)
+        read.reply(value + 0x40)
+        board.memory.write(CODE + place, bytes([value]))
+    board.until(vcpu, MmioRead)
+    assert board.seen == [0x12, 0x52, 0x13, 0x53, 0x14, 0x54]
+
+
 # Interrupts from userspace.
 
 

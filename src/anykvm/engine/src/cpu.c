@@ -239,8 +239,14 @@ static void go(struct cpu *c)
     }
     if (atomic_load(&c->pending))
         cpu_drain(c);
-    if (c->writes != atomic_load(&c->m->writes) && c->m->target->distrust)
+    if (c->writes != atomic_load(&c->m->writes) && c->m->target->distrust) {
         c->m->target->distrust(c);
+        if ((c->parked == EV_MMIO_READ || c->parked == EV_MMIO_WRITE) && !c->abandon && !c->alone &&
+            c->m->target->stale(c, c->fill.ra)) {
+            c->stale = true;
+            return;
+        }
+    }
     /* A line that rose while the cpu was out has not asked for this, and the parked instruction's block may be long. */
     if (atomic_load(&c->kicked) || atomic_load(&c->lines) || atomic_load(&c->x86.nmi) || c->flush_code ||
         atomic_load(&c->ticked))
@@ -259,6 +265,26 @@ static void alone(struct cpu *c, bool step)
     machine_resume(c->m);
 }
 
+/*
+ * The host wrote to the code behind the device access that the cpu is parked in. That instruction is given up and run
+ * again in a block of its own, where the access is met again and answered; what follows is looked up.
+ */
+static void leave_block(struct cpu *c)
+{
+    struct event parked = c->ev;
+    uint64_t answer = c->answer;
+
+    c->abandon = true;
+    do {
+        cpu_resume(c);
+    } while (c->ev.kind == EV_PAUSED);
+    alone(c, false);
+    if (c->ev.kind == parked.kind && c->ev.a == parked.a && c->ev.b == parked.b) {
+        c->answer = answer;
+        alone(c, false);
+    }
+}
+
 /* Let the coroutine go until it parks. */
 void cpu_resume(struct cpu *c)
 {
@@ -272,6 +298,11 @@ void cpu_resume(struct cpu *c)
         machine_enter(c->m, c);
         go(c);
         atomic_store(&c->in_guest, 0);
+        if (c->stale) {
+            c->stale = false;
+            leave_block(c);
+            return;
+        }
         if (c->ev.kind == EV_EXCLUSIVE)
             alone(c, false);
     }

@@ -152,6 +152,7 @@ struct target {
     /* A piece of a larger access to a hole, done as part of that; false if it is an access of its own. */
     bool (*device_piece)(struct cpu *c, uint64_t pa, unsigned size, uint64_t *data, bool store);
     void (*distrust)(struct cpu *c); /* the host may have written to memory that holds code */
+    bool (*stale)(struct cpu *c, uintptr_t ra); /* the block around this translated code is not what memory says */
     int (*stopped)(struct cpu *c, int r); /* the event a return from exec means, or EV_NONE */
     const char *(*verify)(uc_engine *uc);
     int (*setup)(struct cpu *c);
@@ -232,6 +233,7 @@ struct cpu {
         bool active, nonram;
     } fill;
     bool fetch_fault;
+    bool stale;                 /* it has not gone on: the block it is parked in is to be left first */
     int alone;                  /* 1: the next instruction runs with every other cpu stopped; 2: it has begun */
 
     struct ring ring;

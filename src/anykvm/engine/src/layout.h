@@ -60,6 +60,7 @@
 #define TB_SIZE 20
 #define TB_CFLAGS 24
 #define TB_CODE 32 /* the translated code */
+#define TB_PAGES 72 /* its two places in RAM, by page; ~0: on one page only */
 #define TCG_NB_OPS 56 /* int: from TCG_MANY_OPS on a block ends with the instruction */
 #define TCG_MANY_OPS 4000
 #define TCG_TB_CFLAGS 100

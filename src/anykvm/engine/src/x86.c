@@ -382,6 +382,7 @@ const struct target target_x86 = {
     .debug_code = x86_debug_code,
     .device_piece = x86_device_piece,
     .distrust = x86_distrust,
+    .stale = x86_stale,
     .stopped = stopped,
     .verify = verify,
     .setup = setup,

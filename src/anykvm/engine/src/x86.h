@@ -25,6 +25,9 @@ void x86_set_dr(struct cpu *c, int n, uint64_t value);
 void x86_set_debug(struct cpu *c, const struct x86_debug *wanted);
 bool x86_device_piece(struct cpu *c, uint64_t pa, unsigned size, uint64_t *data, bool store);
 void x86_distrust(struct cpu *c);
+bool x86_stale(struct cpu *c, uintptr_t ra);
+bool x86_trust_host(struct cpu *c, uint64_t host);
+void x86_jump_doubt(struct cpu *c);
 void x86_protect_code(struct cpu *c, uint64_t ram);
 /* What the translator asks of an instruction before Unicorn's does. */
 struct x86_insn {

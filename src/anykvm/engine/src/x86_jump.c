@@ -11,6 +11,8 @@
 
 #include <string.h>
 
+#define UNICORN_JUMPS 4096
+
 void *__real_helper_lookup_tb_ptr_x86_64(void *env);
 
 /* The slot of Unicorn's cache for an address, as Unicorn computes it: 6 bits of the place in the page, 6 of the page. */
@@ -49,7 +51,7 @@ void *__wrap_helper_lookup_tb_ptr_x86_64(void *env)
     if (j->pc == pc && j->flags == flags && j->tb && !(FIELD(j->tb, TB_CFLAGS, uint32_t) & CF_INVALID)) {
         if (j->generation == generation)
             return FIELD(j->tb, TB_CODE, void *);
-        if (j->host && j->host == code_host(c, pc, flags)) {
+        if (j->host && j->host == code_host(c, pc, flags) && x86_trust_host(c, j->host)) {
             j->generation = generation;
             return FIELD(j->tb, TB_CODE, void *);
         }
@@ -71,6 +73,14 @@ void x86_jump_forget(struct cpu *c)
 {
     if (c->x86.jumps)
         memset(c->x86.jumps, 0, X86_JUMPS * sizeof(*c->x86.jumps));
+}
+
+/* Every block is to be looked up again, if only to see that its page is what it was. */
+void x86_jump_doubt(struct cpu *c)
+{
+    c->x86.flushes[0]++;
+    c->x86.flushes[1]++;
+    memset(c->cs + CS_JMP_CACHE, 0, UNICORN_JUMPS * sizeof(void *));
 }
 
 int x86_jump_setup(struct cpu *c)

@@ -142,9 +142,10 @@ static void drop_everywhere(struct cpu *c, struct region *r, uint64_t page)
  * on with code that was translated before the host could write compares. The copy is older than any code of the page, and
  * made anew only when no cpu has any: so what is equal was not written between.
  *
- * A TLB entry that can be fetched from stands for a page that was compared when it was made; x86_fetched() has the list
- * of them. After a distrust these are compared at once, or if they are many the TLB is emptied, and each is compared
- * when it is next fetched from.
+ * Pages whose number in region->seen is that of the cpu's list were compared since the last distrust. A block is run only
+ * if it was looked up by then, and each way to look one up comes by trust(): a fill of the TLB to fetch from the page,
+ * get_page_addr_code, the jump cache. After a distrust the pages on the list are compared at once; if they are many, a new
+ * list is begun, what the caches of blocks know is forgotten, and each page is compared when it is next looked up.
  */
 static bool as_translated(struct region *r, uint64_t page)
 {
@@ -183,11 +184,11 @@ static bool copy_or_compare(struct machine *m, struct region *r, uint64_t page)
 
 void x86_distrust(struct cpu *c)
 {
-    struct op all = {OP_FLUSH, 0, ~0ul};
-
     c->writes = atomic_load(&c->m->writes);
     if (c->x86.nfetched > FETCHED) {
-        x86_apply(c, &all);
+        forget_fetched(c);
+        x86_jump_doubt(c);
+        cpu_force_exit(c); /* a block that this one is linked to is looked up, too */
         return;
     }
     for (int i = 0; i < c->x86.nfetched; i++) {
@@ -199,15 +200,9 @@ void x86_distrust(struct cpu *c)
     }
 }
 
-/* A page was entered into the TLB to fetch from it; false if its code was stale, and is gone now. */
-static bool fetched(struct cpu *c, uint64_t pa)
+/* Code of the page goes on the list; false if what there was of it was stale, and is gone now. */
+static bool trust(struct cpu *c, struct region *r, uint64_t page)
 {
-    struct region *r = cpu_region(c, pa);
-    uint64_t page;
-
-    if (!r || !r->seen)
-        return true;
-    page = (pa - r->gpa) / GUEST_PAGE;
     if (r->seen[page] != c->x86.list) {
         r->seen[page] = c->x86.list;
         if (c->x86.nfetched < FETCHED)
@@ -219,6 +214,62 @@ static bool fetched(struct cpu *c, uint64_t pa)
         return true;
     drop_everywhere(c, r, page);
     return false;
+}
+
+/* The same for a place in RAM; one that was compared since the last distrust is trusted, unless it is another page. */
+static bool trust_ram(struct cpu *c, uint64_t ram, bool another)
+{
+    struct region *r = region_of_ram(c, ram);
+    uint64_t page = r ? (ram - r->ram) / GUEST_PAGE : 0;
+
+    return !r || !r->seen || (!another && r->seen[page] == c->x86.list) || trust(c, r, page);
+}
+
+/* A page was entered into the TLB to fetch from it. */
+static bool fetched(struct cpu *c, uint64_t pa)
+{
+    struct region *r = cpu_region(c, pa);
+
+    return !r || trust_ram(c, r->ram + (pa - r->gpa), true);
+}
+
+/* Code at this place in the host's memory is about to be looked up. */
+bool x86_trust_host(struct cpu *c, uint64_t host)
+{
+    return trust_ram(c, host + c->ram_at, false);
+}
+
+/*
+ * The cpu goes on in the middle of a block, at translated code that it was parked in: is the rest of it not what is in
+ * memory any more?
+ */
+void *tcg_tb_lookup_x86_64(void *tcg, uintptr_t ra);
+bool x86_stale(struct cpu *c, uintptr_t ra)
+{
+    char *tb = tcg_tb_lookup_x86_64(FIELD(c->uc, UC_TCG_CTX, void *), ra);
+
+    for (int i = 0; tb && i < 2; i++) {
+        uint64_t ram = FIELD(tb, TB_PAGES + 8 * i, uint64_t);
+
+        if (ram != ~0ul)
+            trust_ram(c, ram, false);
+    }
+    return tb && (FIELD(tb, TB_CFLAGS, uint32_t) & CF_INVALID);
+}
+
+/* Unicorn looks code up by its place in RAM: to run it, or to see whether a block's second page is this one. */
+uint64_t __real_get_page_addr_code_x86_64(void *env, uint64_t va);
+uint64_t __wrap_get_page_addr_code_x86_64(void *env, uint64_t va)
+{
+    struct cpu *c = x86_cpu_of(env);
+    uint64_t ram = __real_get_page_addr_code_x86_64(env, va);
+
+    if (ram != ~0ul && !trust_ram(c, ram, false)) {
+        /* The lookup under way may have a block of it already. */
+        FIELD(c->cs, CS_EXCEPTION_INDEX, int32_t) = -1;
+        cpu_loop_exit_x86_64(c->cs);
+    }
+    return ram;
 }
 
 /* Watch the page before its bytes are translated. */

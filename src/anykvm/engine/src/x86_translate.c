@@ -291,11 +291,11 @@ void __wrap_translator_loop_x86_64(void *const *ops, void *dc, void *cs, void *t
     __real_translator_loop_x86_64(ours, dc, cs, tb, max_insns);
 }
 
-uint64_t get_page_addr_code_x86_64(void *env, uint64_t va);
+uint64_t __real_get_page_addr_code_x86_64(void *env, uint64_t va);
 void __wrap_gen_intermediate_code_x86_64(void *cs, void *tb, int max_insns)
 {
     struct cpu *c = cpu_of(cs);
-    uint64_t ram = get_page_addr_code_x86_64(c->env, FIELD(tb, TB_PC, uint64_t));
+    uint64_t ram = __real_get_page_addr_code_x86_64(c->env, FIELD(tb, TB_PC, uint64_t));
 
     if (ram != ~0ul)
         x86_protect_code(c, ram);
