@@ -21,8 +21,10 @@ from anykvm.uapi.x86 import (
     KvmCpuid2,
     KvmCpuidEntry2,
     KvmDebugExitArch,
+    KvmHypervExit,
     KvmMsrEntry,
     KvmMsrs,
+    KvmXenExit,
     RunMsr,
 )
 
@@ -142,6 +144,28 @@ def msr_exit(exit: ArchExit) -> RunMsr:
     16
     """
     return RunMsr.from_buffer_copy(exit.payload)
+
+
+def hyperv_exit(exit: ArchExit) -> KvmHypervExit:
+    """What KVM_EXIT_HYPERV says: registers of the synthetic interrupts that changed, a hypercall, or a debugger's.
+
+    Answer a hypercall by ``u.hcall.result`` of ``KvmHypervExit.from_buffer(vcpu.run_page, KvmRun.hw.offset)``.
+
+    >>> hyperv_exit(ArchExit(27, "KVM_EXIT_HYPERV", bytes([2]) + bytes(7) + bytes([0x5C]) + bytes(247))).u.hcall.input
+    92
+    """
+    return KvmHypervExit.from_buffer_copy(exit.payload)
+
+
+def xen_exit(exit: ArchExit) -> KvmXenExit:
+    """What KVM_EXIT_XEN says: a hypercall.
+
+    Answer by ``u.hcall.result`` of ``KvmXenExit.from_buffer(vcpu.run_page, KvmRun.hw.offset)``.
+
+    >>> xen_exit(ArchExit(34, "KVM_EXIT_XEN", bytes([1]) + bytes(15) + bytes([17]) + bytes(239))).u.hcall.input
+    17
+    """
+    return KvmXenExit.from_buffer_copy(exit.payload)
 
 
 class X86System(Handle):

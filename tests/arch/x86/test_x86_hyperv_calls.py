@@ -14,7 +14,7 @@ from x86_hyperv_rig import APIC_ON, DONE, FAULT, OPEN, PAGE, call, finish, hyper
 
 from anykvm.api import SystemEvent, SystemEventType, Vcpu
 from anykvm.api.exits import ArchExit
-from anykvm.api.x86 import msr_exit
+from anykvm.api.x86 import hyperv_exit, msr_exit
 from anykvm.uapi import common as C
 from anykvm.uapi import x86 as X
 
@@ -141,10 +141,9 @@ def hcall(vcpu: Vcpu, answer: int) -> X.KvmHypervExit:
     """KVM_EXIT_HYPERV for a call, and its answer."""
     exit = vcpu.run()
     assert isinstance(exit, ArchExit) and exit.reason == C.KVM_EXIT_HYPERV
-    told = X.KvmHypervExit.from_buffer_copy(exit.payload)
+    told = hyperv_exit(exit)
     assert told.type == X.KVM_EXIT_HYPERV_HCALL
-    result = C.KvmRun.mmio.offset + X.KvmHypervExit.u.offset + 8
-    vcpu.mapped_page(0)[result : result + 8] = struct.pack("<Q", answer)
+    X.KvmHypervExit.from_buffer(vcpu.run_page, C.KvmRun.hw.offset).u.hcall.result = answer
     return told
 
 

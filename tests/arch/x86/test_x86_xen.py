@@ -32,6 +32,7 @@ from x86_xen_rig import (
 
 from anykvm.api import Vcpu
 from anykvm.api.exits import ArchExit
+from anykvm.api.x86 import xen_exit
 from anykvm.uapi import common as C
 from anykvm.uapi import x86 as X
 
@@ -48,10 +49,9 @@ def hcall(vcpu: Vcpu, answer: int) -> X.KvmXenExit:
     """KVM_EXIT_XEN for a call, and its answer."""
     exit = vcpu.run()
     assert isinstance(exit, ArchExit) and exit.reason == C.KVM_EXIT_XEN
-    told = X.KvmXenExit.from_buffer_copy(exit.payload)
+    told = xen_exit(exit)
     assert told.type == X.KVM_EXIT_XEN_HCALL
-    result = C.KvmRun.mmio.offset + X.KvmXenExit.u.offset + 16
-    vcpu.mapped_page(0)[result : result + 8] = struct.pack("<Q", answer)
+    X.KvmXenExit.from_buffer(vcpu.run_page, C.KvmRun.hw.offset).u.hcall.result = answer
     return told
 
 

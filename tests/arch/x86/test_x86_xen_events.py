@@ -99,6 +99,15 @@ def test_a_vector_of_the_vcpus_own_goes_through_its_local_apic(board: Board) -> 
     assert any(bytes(vcpu.get_lapic())[0x100:0x180])
 
 
+def test_an_upcall_that_a_disabled_local_apic_missed(board: Board) -> None:
+    vcpu = guest(board, f"out %al, $0xe9; {WINDOW} out %al, $0xe9; {APIC_ON} {WINDOW} {DONE}", vector=0)
+    set_own(vcpu, X.KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, vector=VECTOR)
+    ready(vcpu)
+    assert send(board, PORT) == 0
+    ready(vcpu)
+    assert finish(board, vcpu) == [0x77]
+
+
 def test_userspace_may_ask_for_the_upcall_by_hand(board: Board) -> None:
     vcpu = guest(board, f"out %al, $0xe9; {WINDOW} {DONE}")
     ready(vcpu)

@@ -167,6 +167,12 @@ class FakeSide:
     def ioapic_eoi(self, vector: int) -> None:
         self.log.append(("eoi", vector))
 
+    def turned_on(self) -> None:
+        """Nobody waits for this."""
+
+    def sint_eoi(self, vector: int) -> None:
+        self.log.append(("sint", vector))
+
 
 def side_of(lapic: Lapic) -> FakeSide:
     side = lapic.side

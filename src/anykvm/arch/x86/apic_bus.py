@@ -86,6 +86,9 @@ class VcpuSide(Protocol):
     def ioapic_eoi(self, vector: int) -> None:
         """The guest ended an interrupt of userspace's IOAPIC: leave with KVM_EXIT_IOAPIC_EOI (split irqchip)."""
 
+    def turned_on(self) -> None:
+        """The guest enabled the local APIC in SVR, with the bus's lock held: interrupts that it missed may come now."""
+
     def sint_eoi(self, vector: int) -> None:
         """The guest ended an interrupt whose vector a synthetic source of Hyper-V's has."""
 

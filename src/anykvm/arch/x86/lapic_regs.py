@@ -106,11 +106,14 @@ def _write_dfr(lapic: Lapic, value: int) -> None:
 
 def _write_svr(lapic: Lapic, value: int) -> None:
     with lapic.bus.lock:
+        turned_on = value & SVR_ENABLED and not lapic.svr & SVR_ENABLED
         lapic.svr = value & 0x3FF
         if not value & SVR_ENABLED:
             for register in lapic.lvt:
                 lapic.lvt[register] |= LVT_MASKED
         lapic.enables_changed()
+        if turned_on:
+            lapic.side.turned_on()
 
 
 def _write_icr(lapic: Lapic, value: int) -> None:

@@ -406,6 +406,11 @@ class X86Vcpu(HalfDone):
         """A start-up IPI."""
         inject.start(self, vector)
 
+    def turned_on(self) -> None:
+        """The guest enabled its local APIC."""
+        if self.xen is not None:
+            self.xen.missed = self.attention = True
+
     def sint_eoi(self, vector: int) -> None:
         """The guest ended one of Hyper-V's synthetic interrupts."""
         self.own_hyperv().synic.ended(vector)

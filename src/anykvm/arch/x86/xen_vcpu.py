@@ -47,6 +47,7 @@ class XenVcpu:
         "expires",
         "info",
         "last_delay",
+        "missed",
         "runstate",
         "since",
         "state",
@@ -65,6 +66,8 @@ class XenVcpu:
         self.time_info: int | None = None
         self.runstate: int | None = None
         self.upcall_vector = 0
+        self.missed = False
+        """Whether an upcall may have come while the local APIC was disabled."""
         self.untold = 0
         """Bits for the selector in vcpu_info, which was not there."""
         self.state = uapi.XEN_RUNSTATE_RUNNING
@@ -102,6 +105,10 @@ class XenVcpu:
                 xen_evtchn.raise_port(vcpu.vm, vcpu.vcpu_id, self.timer_port)
         if self.untold:
             self._tell()
+        if self.missed:
+            self.missed = False
+            if self.upcall_vector and self._pending():
+                self.upcall()
         vcpu.set_xen_line(self.has_upcall())
 
     def _tell(self) -> None:
@@ -118,9 +125,11 @@ class XenVcpu:
 
     def has_upcall(self) -> bool:
         """Whether the vCPU's page asks for the VM's upcall vector: a level, which the guest lowers."""
-        if not self._vcpu.vm.xen.upcall_vector or self.info is None or self._vcpu.vm.xen.msr < 0:
-            return False
-        pending = self._vcpu.vm.read_guest(self.info, 1)
+        xen = self._vcpu.vm.xen
+        return bool(xen.upcall_vector) and xen.msr >= 0 and self._pending()
+
+    def _pending(self) -> bool:
+        pending = self._vcpu.vm.read_guest(self.info, 1) if self.info is not None else None
         return pending is not None and pending[0] != 0
 
     def upcall(self) -> None:
