@@ -13,7 +13,7 @@ def known(sequence: list[Any], kernel: list[Any], software: list[Any]) -> str | 
     """The reason why the outcomes of the last operation may differ, or None: they should not."""
     operation, theirs, ours = sequence[-1], kernel[-1], software[-1]
     if operation[0] == "run" or "KVM_RUN" in operation:
-        return _known_run(sequence, theirs, ours)
+        return _known_run(sequence, software, theirs, ours)
     if _of_smm(operation) and theirs in ("EINVAL", "ENOTTY"):
         return "a kernel without CONFIG_KVM_SMM has no system management mode, and one address space"
     if operation[0] != "ioctl":
@@ -32,14 +32,16 @@ def known(sequence: list[Any], kernel: list[Any], software: list[Any]) -> str | 
     return None
 
 
-def _known_run(sequence: list[Any], theirs: Any, ours: Any) -> str | None:
+def _known_run(sequence: list[Any], software: list[Any], theirs: Any, ours: Any) -> str | None:
     if theirs == "ENOSPC":
         return "kvm_pvm: a vCPU without memory under its first instruction; elsewhere an internal error"
     if exit_of(ours) == "KVM_EXIT_IRQ_WINDOW_OPEN":
         return "kvm_pvm looks for the window only when it leaves its emulator"
     if any(earlier[0] == "modify" and "cs.db" in earlier[4] for earlier in sequence):
         return "kvm_pvm's emulator takes 16-bit code in real mode, whatever CS.D says"
-    if any(injects(earlier) for earlier in sequence):
+    vcpu = sequence[-1][1]
+    injected = any(injects(earlier) and earlier[1] == vcpu for earlier in sequence)
+    if injected and not _takes_interrupts(sequence[:-1], software[:-1], vcpu):
         return "an interrupt that userspace injects while IF is clear: VMX refuses the entry, kvm_pvm delivers it"
     return None
 
@@ -52,6 +54,18 @@ def _of_smm(operation: list[Any]) -> bool:
         return False
     argument = operation[3]
     return operation[2] == "KVM_SMI" or (isinstance(argument, list) and argument[1].get("slot", 0) >> 16 == 1)
+
+
+def _takes_interrupts(sequence: list[Any], outcomes: list[Any], vcpu: str) -> bool:
+    """Whether IF was set when a vCPU was last seen: at its last exit, or when its registers were last written."""
+    for operation, outcome in zip(reversed(sequence), reversed(outcomes), strict=True):
+        if operation[1] != vcpu:
+            continue
+        if operation[0] == "run" and isinstance(outcome, list):
+            return bool(outcome[1].get("if"))
+        if operation[0] == "ioctl" and operation[2] == "KVM_SET_REGS" and outcome == 0:
+            return bool(operation[3][1].get("rflags", 2) & 0x200)
+    return False
 
 
 def _amid_an_access(sequence: list[Any], outcomes: list[Any]) -> bool:
