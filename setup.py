@@ -28,7 +28,7 @@ WRAPPED = {
         tb_invalidate_phys_page_fast
         helper_inb helper_inw helper_inl helper_outb helper_outw helper_outl helper_rdmsr helper_wrmsr helper_cpuid
         helper_read_crN helper_write_crN helper_set_dr helper_get_dr
-        cpu_check_watchpoint cpu_watchpoint_address_matches
+        cpu_check_watchpoint cpu_watchpoint_address_matches breakpoint_handler
         helper_le_lduw_mmu helper_le_ldul_mmu helper_le_ldq_mmu helper_le_stw_mmu helper_le_stl_mmu helper_le_stq_mmu
         helper_rdtsc helper_rdtscp helper_syscall helper_sysenter
         helper_raise_interrupt helper_rdpmc helper_ldmxcsr

@@ -119,6 +119,36 @@ def test_a_breakpoint_of_the_debugger_on_code(x86):
         assert go(c) == LAST
 
 
+RF = 0x10000
+
+
+@pytest.mark.parametrize("guests", [True, False])
+@pytest.mark.parametrize("jump", ["", "jmp 1f; 1:"])
+def test_rf_holds_breakpoints_on_code_off_for_one_instruction(x86, guests, jump):
+    """The debugger's and the guest's: the next instruction's breakpoint, in the same block or another, is met."""
+    b = x86(f"2: nop; nop; nop; dec %ecx; {jump} nop; jnz 2b; hlt")
+    c = b.long(rcx=2)
+    dr = (CODE, CODE + 1, CODE + 2, 0, 0, 0, 0, DR7 | 0x2A)
+    if guests:
+        for n, value in enumerate(dr):
+            c.set_dr(n, value)
+    else:
+        c.set_debug(dr=dr)
+    for count in (2, 1):
+        for n in range(3):
+            if guests:
+                t = b.fault(c)
+                assert (t.vector, t.ip, c.get_dr(6) & 0xF) == (DB, CODE + n, 1 << n)
+                b.set_word(t.at + 16, t.flags | RF)
+            else:
+                assert go(c) == (Event.BREAK, 1 << n, 0, 0)
+                assert (c.rip, c.gpr[RCX]) == (CODE + n, count)
+                c.rflags |= RF
+            c.set_dr(6, 0)
+    b.end(c)
+    assert not c.rflags & RF
+
+
 @pytest.mark.parametrize(
     ("access", "kind", "size", "hit"),
     [

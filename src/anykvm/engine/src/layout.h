@@ -234,6 +234,7 @@ struct a64_cpreg {
 #define X86_HF_LIMITS_GS 0x40000000u
 #define X86_HF_LIMITS 0x70000000u
 #define X86_HF_XM 0x80000000u /* an SSE exception is not masked */
+#define X86_EFLAGS_RF 0x10000u
 #define X86_EFLAGS_AC 0x40000u
 #define X86_TB_EFLAGS 0x73100u /* of EFLAGS, what a block is translated for */
 #define X86_HF2_NMI 0x4u

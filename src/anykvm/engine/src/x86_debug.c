@@ -19,7 +19,7 @@
 #define DR7_FIXED 0x400u
 #define BP_MEM_READ 1
 #define BP_MEM_WRITE 2
-#define BP_GDB 0x10
+#define BP_CPU 0x20 /* RF holds it off */
 #define TYPE_CODE 0
 #define TYPE_WRITE 1
 #define TYPE_ACCESS 3
@@ -129,6 +129,14 @@ unsigned x86_debug_code(struct cpu *c)
     return hits;
 }
 
+/* The guest stopped at a breakpoint on code, before the instruction. A debugger's is not the guest's exception. */
+void __real_breakpoint_handler_x86_64(void *cs);
+void __wrap_breakpoint_handler_x86_64(void *cs)
+{
+    if (!cpu_of(cs)->x86.debug.hardware)
+        __real_breakpoint_handler_x86_64(cs);
+}
+
 static void watch_anew(struct cpu *c)
 {
     struct op all = {OP_FLUSH, 0, ~0ul};
@@ -172,7 +180,7 @@ void x86_set_debug(struct cpu *c, const struct x86_debug *wanted)
     uint64_t *dr = guest_dr(c), dr7 = dr[7];
 
     if (c->x86.debug.hardware)
-        cpu_breakpoint_remove_all_x86_64(c->cs, BP_GDB);
+        cpu_breakpoint_remove_all_x86_64(c->cs, BP_CPU);
     else if (wanted->hardware) {
         cpu_x86_update_dr7_x86_64(c->env, DR7_FIXED);
         dr[7] = dr7;
@@ -184,7 +192,7 @@ void x86_set_debug(struct cpu *c, const struct x86_debug *wanted)
     c->x86.debug = *wanted;
     for (int n = 0; wanted->hardware && n < 4; n++)
         if (enabled(wanted->dr[7], n) && type(wanted->dr[7], n) == TYPE_CODE)
-            cpu_breakpoint_insert_x86_64(c->cs, wanted->dr[n], BP_GDB, NULL);
+            cpu_breakpoint_insert_x86_64(c->cs, wanted->dr[n], BP_CPU, NULL);
     c->flush_code = true;
     if (watches_data(active_dr(c)[7]))
         ask_atomics(c);

@@ -276,7 +276,8 @@ static void looked_at(void *dc, void *cs)
         call_with_env(FIELD(c->uc, UC_TCG_CTX, void *), (void *)x86_mxcsr_read);
     translate_insn(dc, cs);
     c->x86.insn = NULL;
-    if (x86_segment_ends_near(c, FIELD(dc, DC_PC_NEXT, uint64_t)))
+    /* RF is of one instruction; and Unicorn asks for no breakpoint in a block that begins with it. */
+    if ((c->x86.tb_flags & X86_EFLAGS_RF) || x86_segment_ends_near(c, FIELD(dc, DC_PC_NEXT, uint64_t)))
         FIELD(FIELD(c->uc, UC_TCG_CTX, char *), TCG_NB_OPS, int) += TCG_MANY_OPS;
 }
 
