@@ -7,6 +7,7 @@ A test's exit status is its verdict: 0 passed, 4 skipped (it says why), all else
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,9 +87,11 @@ def names(tests: Path) -> list[str]:
     return sorted(listed)
 
 
-def run(folder: Path, name: str, timeout: float) -> Result:
-    """Run one test."""
-    command = [sys.executable, "-c", "from anykvm.cli.start import main; main()", "exec", "--", str(folder / name)]
+def run(folder: Path, name: str, timeout: float, *, host: bool = False) -> Result:
+    """Run one test, under exec or on the machine's own /dev/kvm."""
+    command = [str(folder / name)]
+    if not host:
+        command = [sys.executable, "-c", "from anykvm.cli.start import main; main()", "exec", "--", *command]
     began = time.monotonic()
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
@@ -99,10 +103,14 @@ def run(folder: Path, name: str, timeout: float) -> Result:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
         ended = f"still running after {timeout:.0f} s"
-    status = process.returncode
     seconds = time.monotonic() - began
     if ended:
         return Result(name, "failed", ended, seconds)
+    return judge(name, process.returncode, output, seconds)
+
+
+def judge(name: str, status: int, output: str, seconds: float = 0) -> Result:
+    """What a test's exit status (minus a signal's number) and output mean."""
     if status == 0:
         return Result(name, "passed", "", seconds)
     if status == SKIPPED:
@@ -127,10 +135,30 @@ def _complaint(output: str) -> str:
     return " / ".join(line.strip() for line in lines[-2:])[:200]
 
 
-def table(results: list[Result]) -> str:
-    """Make a Markdown table."""
-    rows = [f"| {one.name} | {one.verdict} | {one.reason.replace('|', '/')} |" for one in results]
-    return "\n".join(["| test | verdict | why |", "|---|---|---|", *rows])
+def table(results: list[Result], beside: Mapping[str, str] | None = None) -> str:
+    """Make a Markdown table; ``beside`` has the verdicts of a real KVM, by test."""
+    if beside is None:
+        rows = [f"| {one.name} | {one.verdict} | {one.reason.replace('|', '/')} |" for one in results]
+        return "\n".join(["| test | verdict | why |", "|---|---|---|", *rows])
+    rows = [
+        f"| {one.name} | {one.verdict} | {beside.get(one.name, '')} | {one.reason.replace('|', '/')} |"
+        for one in results
+    ]
+    return "\n".join(["| test | verdict | a real KVM | why |", "|---|---|---|---|", *rows])
+
+
+def write(document: Path, results: list[Result], beside: Mapping[str, str] | None) -> None:
+    """Put the counts and the table below the last heading of a document, in place of what is there."""
+    text = document.read_text()
+    last = text.rindex("\n## ")
+    head = text[:last] + text[last:].split("\n\n")[0]
+    document.write_text(f"{head}\n\n{len(results)} tests: {counts(results)}.\n\n{table(results, beside)}\n")
+
+
+def counts(results: list[Result]) -> str:
+    """Say how many passed, were skipped and failed."""
+    verdicts = [one.verdict for one in results]
+    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("passed", "skipped", "failed"))
 
 
 def main() -> int:
@@ -139,6 +167,10 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", help="only those whose name has one of these in it")
     parser.add_argument("-j", "--jobs", type=int, default=1, help="tests at a time")
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for each")
+    parser.add_argument(
+        "--host", type=Path, help="run on the machine's own /dev/kvm, and keep the verdicts in this file"
+    )
+    parser.add_argument("--beside", type=Path, help="verdicts that --host kept: a column of the table")
     parser.add_argument("--write", type=Path, help="put the table into this document, below its last heading")
     options = parser.parse_args()
     try:
@@ -154,17 +186,16 @@ def main() -> int:
     ]
     results = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for one in pool.map(lambda name: run(folder, name, options.timeout), chosen):
+        for one in pool.map(lambda name: run(folder, name, options.timeout, host=bool(options.host)), chosen):
             results.append(one)
             print(f"{one.verdict:8} {one.name:44} {one.seconds:6.1f} s  {one.reason}", flush=True)
-    count = {verdict: sum(one.verdict == verdict for one in results) for verdict in ("passed", "skipped", "failed")}
-    print(", ".join(f"{number} {verdict}" for verdict, number in count.items()))
+    print(counts(results))
+    if options.host:
+        kept = json.loads(options.host.read_text()) if options.host.exists() else {}
+        options.host.write_text(json.dumps({**kept, **{one.name: one.verdict for one in results}}, indent=1) + "\n")
     if options.write:
-        text = options.write.read_text()
-        head = text[: text.rindex("\n## ")] + text[text.rindex("\n## ") :].split("\n\n")[0]
-        summary = f"{len(results)} tests: " + ", ".join(f"{number} {verdict}" for verdict, number in count.items())
-        options.write.write_text(f"{head}\n\n{summary}.\n\n{table(results)}\n")
-    return 1 if count["failed"] else 0
+        write(options.write, results, json.loads(options.beside.read_text()) if options.beside else None)
+    return 1 if any(one.verdict == "failed" for one in results) else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 import tarfile
 from pathlib import Path
@@ -61,8 +62,10 @@ def _fetch(folder: Path, progress: Progress | None) -> None:
         try:
             with cache_errors(folder.parent), tarfile.open(package / f"usr/src/{PACKAGE}.tar.xz") as tar:
                 _extract(tar, temporary)
-        except (tarfile.TarError, EOFError, KeyError) as error:
-            raise GuestError(f"{PACKAGE} is damaged ({error}): remove {archive} and run this again") from error
+        except (tarfile.TarError, lzma.LZMAError, EOFError, KeyError) as error:
+            # tarfile says on a line each what it is not.
+            why = str(error).partition("\n")[0].rstrip(":")
+            raise GuestError(f"{PACKAGE} is damaged ({why}): remove {archive} and run this again") from error
         shutil.rmtree(package)
     apt.discard()
 

@@ -215,20 +215,19 @@ int cpu_materialise(struct cpu *c)
     FIELD((char *)uc + UC_IO_UNASSIGNED, MR_OPS, const void *) = &hole_ops;
     FIELD((char *)uc + UC_IO_UNASSIGNED, MR_PERMS, uint32_t) = UC_PROT_READ | UC_PROT_WRITE;
     c->behind = true;
-    if (regions_begin(c) != UC_ERR_OK || t->setup(c) || coroutine_create(&c->co, guest_main, c)) {
-        c->uc = NULL;
-        FIELD(uc, UC_THREAD_DATA, void *) = NULL;
-        FIELD(uc, UC_NESTED_LEVEL, int) = 0;
-        uc_close(uc);
-        PyErr_NoMemory();
-        return -1;
-    }
+    if (regions_begin(c) != UC_ERR_OK || t->setup(c) || coroutine_create(&c->co, guest_main, c))
+        goto fail;
     t->reset(c);
-    /* Whoever changes the map holds a lock that this takes, and may want the GIL. */
-    Py_BEGIN_ALLOW_THREADS
-    machine_add(c->m, c);
-    Py_END_ALLOW_THREADS
-    return 0;
+    if (!machine_add(c->m, c))
+        return 0;
+    coroutine_destroy(&c->co);
+fail:
+    c->uc = NULL;
+    FIELD(uc, UC_THREAD_DATA, void *) = NULL;
+    FIELD(uc, UC_NESTED_LEVEL, int) = 0;
+    uc_close(uc);
+    PyErr_NoMemory();
+    return -1;
 }
 
 static void go(struct cpu *c)

@@ -203,8 +203,10 @@ struct machine {
     int ndead, capdead;
 
     pthread_rwlock_t lock;      /* the list of cpus */
-    struct cpu **cpus;
-    int ncpus, capcpus;
+    struct cpu **_Atomic cpus;  /* machine_add() alone changes it without the lock: it grows */
+    atomic_int ncpus;           /* never more than cpus has, in this order */
+    int capcpus, nretired;
+    struct cpu **retired[32];   /* former cpus, half as long each */
 };
 
 struct cpu {
@@ -386,7 +388,7 @@ void signals_unwatch(struct cpu *c);
 void machine_pause(struct machine *m);
 void machine_resume(struct machine *m);
 void machine_reprotect_all(struct machine *m);
-void machine_add(struct machine *m, struct cpu *c);
+int machine_add(struct machine *m, struct cpu *c);
 void machine_remove(struct machine *m, struct cpu *c);
 void machine_enter(struct machine *m, struct cpu *c);
 void machine_post(struct machine *m, struct cpu *self, const struct op *op);

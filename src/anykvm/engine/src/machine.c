@@ -197,17 +197,40 @@ void machine_resume(struct machine *m)
     pthread_mutex_unlock(&m->pauser);
 }
 
-void machine_add(struct machine *m, struct cpu *c)
+/*
+ * A cpu that waits for others holds the list, for as long as the host does not run them. Adding one waits for nobody: the
+ * list only grows here, and what readers may still look at is kept.
+ */
+int machine_add(struct machine *m, struct cpu *c)
 {
-    pthread_mutex_lock(&m->pauser);
-    pthread_rwlock_wrlock(&m->lock);
-    if (m->ncpus == m->capcpus) {
-        m->capcpus = m->capcpus ? m->capcpus * 2 : 8;
-        m->cpus = realloc(m->cpus, (size_t)m->capcpus * sizeof(*m->cpus));
+    int n, bad = 0;
+
+    /* Whoever changes the map has this lock, and may want the GIL. Not to give that away without need: it comes back late. */
+    if (pthread_mutex_trylock(&m->pauser)) {
+        Py_BEGIN_ALLOW_THREADS
+        pthread_mutex_lock(&m->pauser);
+        Py_END_ALLOW_THREADS
     }
-    m->cpus[m->ncpus++] = c;
-    pthread_rwlock_unlock(&m->lock);
+    n = m->ncpus;
+    if (n == m->capcpus) {
+        struct cpu **fresh = malloc((size_t)(n ? n * 2 : 8) * sizeof(*fresh));
+
+        if (fresh) {
+            if (n)
+                memcpy(fresh, m->cpus, (size_t)n * sizeof(*fresh));
+            m->retired[m->nretired++] = m->cpus;
+            m->cpus = fresh;
+            m->capcpus = n ? n * 2 : 8;
+        } else {
+            bad = -1;
+        }
+    }
+    if (!bad) {
+        m->cpus[n] = c;
+        m->ncpus = n + 1;
+    }
     pthread_mutex_unlock(&m->pauser);
+    return bad;
 }
 
 void machine_remove(struct machine *m, struct cpu *c)

@@ -98,6 +98,8 @@ static void machine_dealloc(struct machine *m)
     free(m->dead);
     free(m->regions);
     free(m->cpus);
+    while (m->nretired)
+        free(m->retired[--m->nretired]);
     pthread_mutex_destroy(&m->pauser);
     pthread_mutex_destroy(&m->stop_lock);
     pthread_mutex_destroy(&m->copies);
