@@ -144,6 +144,44 @@ def test_tlb_invalidation_reaches_a_running_cpu(board, runner):
         b.close()
 
 
+FLOOD = 100
+"""More operations than a cpu's queue holds."""
+
+
+def test_a_full_queue_of_tlb_operations_loses_none_and_costs_no_code(board):
+    va = 0x8040_3000
+    b = board("mmu")
+    level1, entry = _table(b, va, RAM + 0x200000)
+    b.set_word(0x200000, 5)
+    b.set_word(0x201000, 99)
+    c = b.cpu(x0=RAM + level1, x1=va, x2=5)
+    assert c.run() == (Event.HVC, 1, 0, 0)
+    changer = b.cpu()
+    for n in range(FLOOD):
+        page = va if n == FLOOD - 1 else va + 0x2000
+        target = RAM + (entry if page == va else entry + 16)
+        changer.pc = RAM
+        changer.gpr[1], changer.gpr[3], changer.gpr[4] = page, target, RAM + 0x201000 | 0x403
+        assert changer.run() == (Event.HVC, 2, 0, 0)
+    translated = c.stats()["blocks"]
+    c.pc, c.gpr[2], c.gpr[5] = RAM, 99, 0
+    assert c.run() == (Event.HVC, 1, 0, 0)
+    assert c.gpr[5] == 99
+    assert c.stats()["blocks"] == translated
+
+
+def test_what_a_full_queue_leaves_out_of_code_is_translated_again(board):
+    b = board("patch")
+    c = b.cpu(x0=RAM + 0x1000, x1=10)
+    c.run()
+    b.set_word(0x1000, MOV_X9[7], 4)
+    for n in range(FLOOD):
+        b.machine.invalidate(RAM + (0x1000 if n == FLOOD - 1 else 0x100000 + 4096 * n), 4)
+    c.pc, c.gpr[1], c.gpr[10] = RAM, 10, 0
+    c.run()
+    assert c.gpr[10] == 70
+
+
 def test_dirty_log_has_exactly_the_pages_written(board):
     b = board("memory")
     size = 64 * 4096

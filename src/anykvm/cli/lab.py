@@ -45,6 +45,17 @@ def workers(function: _F) -> _F:
     return function
 
 
+def output(what: str) -> Callable[[_F], _F]:
+    """-o, --output: a file for `what`, as --help calls it."""
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(dir_okay=False, path_type=Path),
+        metavar="FILE",
+        help=f"Write {what} here.",
+    )
+
+
 def scale(function: _F) -> _F:
     """--processes, --scheduler and --resume."""
     resume = click.option(

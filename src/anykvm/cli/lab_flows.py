@@ -22,13 +22,7 @@ _COLOURS: Final = {"create": "cyan", "init": "magenta", "setup": "yellow", "prec
 
 @click.command()
 @click.argument("arch", nargs=-1)
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Write an HTML page with the picture here.",
-)
+@lab.output("an HTML page with the picture")
 @lab.scale
 @options.common
 def flows_command(  # noqa: PLR0917  (click passes them by name)

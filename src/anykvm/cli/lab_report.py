@@ -28,9 +28,7 @@ def _results(what: str) -> Callable[[_F], _F]:
 
 @click.command()
 @click.argument("arch", nargs=-1)
-@click.option(
-    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write the page here."
-)
+@lab.output("the page")
 @_results("sweep")
 @_results("flows")
 @_results("races")
