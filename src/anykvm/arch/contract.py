@@ -21,9 +21,10 @@ def breaches(implementation: ArchHooks) -> list[str]:
     """Say, a line for each, where an architecture's hooks do not keep the contract."""
     found = []
     for name, wanted in contract().items():
-        function = getattr(type(implementation), name, None)
+        # As a caller sees it: without self, which a static method has not.
+        function = getattr(implementation, name, None)
         if not callable(function):
             found.append(f"{implementation.name}: {name} is missing")
-        elif list(inspect.signature(function).parameters) != list(wanted.parameters):
+        elif ["self", *inspect.signature(function).parameters] != list(wanted.parameters):
             found.append(f"{implementation.name}: {name} takes {inspect.signature(function)}, the contract {wanted}")
     return found

@@ -107,6 +107,8 @@ class IoBus:
     def write(self, vcpu: Any, addr: int, size: int, value: int) -> bool:
         """Offer a write to the devices; False if userspace has to take it."""
         tables = self._tables
+        if not tables.count:
+            return False
         if tables.points:
             for length, device in tables.points.get(addr, ()):
                 if length in (0, size) and device.write(vcpu, addr, size, value):
@@ -125,6 +127,8 @@ class IoBus:
     def read(self, vcpu: Any, addr: int, size: int) -> int | None:
         """Offer a read to the devices; None if userspace has to answer it."""
         tables = self._tables
+        if not tables.count:
+            return None
         index = bisect_right(tables.bases, addr) - 1
         while index >= 0:
             base = tables.bases[index]

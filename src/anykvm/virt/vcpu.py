@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import errno
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from anykvm.uapi import requests as rq
 from anykvm.uapi.exits import KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_INTR
@@ -199,28 +199,13 @@ class Vcpu:
         self.stats.values[SIGNAL_EXITS] += 1
         raise OSError(errno.EINTR, "KVM_RUN was interrupted")
 
-    # What every architecture has.
+    def finish_immediately(self) -> NoReturn:
+        """Be KVM_RUN with immediate_exit set: finish what userspace was asked about, and raise EINTR."""
+        self.hooks.vcpu_complete_io(self)
+        self.stats.values[SIGNAL_EXITS] += 1
+        raise OSError(errno.EINTR, "immediate_exit is set")
 
-    def run_ioctl(self, arg: int) -> int:
-        """KVM_RUN, with the mutex held: EINVAL for an argument, EINTR for immediate_exit, else the architecture's."""
-        if arg:
-            raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
-        self.signal_pending = False
-        # First say that we run, then look: who sets immediate_exit and then interrupts us is seen here or there.
-        self.running = True
-        try:
-            if self.thread != get_ident():
-                arrive(self)
-            if self.page[_IMMEDIATE_EXIT]:
-                self.hooks.vcpu_complete_io(self)
-                self.stats.values[SIGNAL_EXITS] += 1
-                raise OSError(errno.EINTR, "immediate_exit is set")
-            return self.hooks.vcpu_run(self)
-        except DirtyRingFull:
-            self._words[_EXIT_REASON] = KVM_EXIT_DIRTY_RING_FULL
-            return 0
-        finally:
-            self.running = False
+    # What every architecture has.
 
     def ioctl(self, request: int, arg: int) -> int:
         """Serve anything but KVM_RUN, with the mutex held."""
@@ -275,7 +260,10 @@ class VcpuFile(KvmFile):
         self._reference = [vcpu.vm]
 
     def ioctl(self, request: int, arg: int) -> int:
-        """Serve one ioctl with the vCPU's mutex held; it waits for the one in progress."""
+        """Serve one ioctl with the vCPU's mutex held; it waits for the one in progress.
+
+        KVM_RUN: EINVAL for an argument, EINTR for immediate_exit, else what the architecture says.
+        """
         vcpu = self.vcpu
         self._entered.append(None)
         try:
@@ -285,9 +273,26 @@ class VcpuFile(KvmFile):
             with vcpu.mutex:
                 if vcpu.vm.refuses:
                     raise vcpu.vm.refusal()
-                if request == _KVM_RUN:
-                    return vcpu.run_ioctl(arg)
-                return vcpu.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
+                if request != _KVM_RUN:
+                    return vcpu.ioctl(request & 0xFFFFFFFF, arg & 0xFFFFFFFFFFFFFFFF)
+                # KVM_RUN is served here: a call less on the way of every exit.
+                if arg:
+                    raise OSError(errno.EINVAL, "KVM_RUN takes no argument")
+                vcpu.signal_pending = False
+                # First say that we run, then look: who sets immediate_exit and then interrupts us is seen here or
+                # there.
+                vcpu.running = True
+                try:
+                    if vcpu.thread != get_ident():
+                        arrive(vcpu)
+                    if vcpu.page[_IMMEDIATE_EXIT]:
+                        vcpu.finish_immediately()
+                    return vcpu.hooks.vcpu_run(vcpu)
+                except DirtyRingFull:
+                    vcpu.set_exit_reason(KVM_EXIT_DIRTY_RING_FULL)
+                    return 0
+                finally:
+                    vcpu.running = False
         finally:
             self._entered.pop()
             if self.closed:

@@ -157,7 +157,7 @@ class HalfDone:
         if not size:
             return 0
         page = self.vcpu.page
-        return page[offset] if size == 1 else int.from_bytes(page[offset : offset + size], "little")
+        return int.from_bytes(page[offset : offset + size], "little")
 
     def get_regs(self) -> bytes:
         """``struct kvm_regs``."""

@@ -91,7 +91,8 @@ def vcpu_run(vcpu: Vcpu) -> int:
         words = arch.words
         if words[_DIRTY_REGS] or words[_VALID_REGS]:
             sync_regs.load(arch)
-        if arch.lapic is None and words[_CR8] != arch.user_cr8:
+        lapic = arch.lapic
+        if lapic is None and words[_CR8] != arch.user_cr8:
             _user_cr8(arch, words[_CR8])
         if arch.hypercall_mask:
             hypercall.complete(arch)
@@ -102,7 +103,134 @@ def vcpu_run(vcpu: Vcpu) -> int:
         arch.has_run = True
         # Userspace may have written to memory that holds code.
         arch.vm.machine.distrust()
-        return _run(vcpu, arch, cpu)
+        run = cpu.run
+        if (arch.attention or arch.mp_state != _RUNNABLE) and not attend(arch):
+            return 0
+        window = vcpu.page[0] != 0 and (lapic is None or arch.vm.chip().split)
+        if window or arch.window:
+            arch.window = cpu.want_window = window
+        mmio_bus = vcpu.vm.mmio_bus
+        pio_bus = vcpu.vm.pio_bus
+        values = vcpu.stats.values
+        if arch.wanted_regs is not None:
+            arch.complete_io()
+        arch.finished_from = None
+        reply = arch.reply
+        if reply is _NOTHING:
+            # This and the next as take_reply(), without a call: a write to a port or a device.
+            arch.reply = None
+            arch.rip_ahead = value = 0
+        elif reply is not None and not arch.msr_exit:
+            arch.reply = None
+            arch.rip_ahead = 0
+            offset, size = reply
+            value = vcpu.page[offset] if size == 1 else int.from_bytes(vcpu.page[offset : offset + size], "little")
+        elif reply is not None or cpu.parked != _IRQ_ACK:
+            value = arch.take_reply()
+        else:
+            value = inject.acknowledge(arch)
+        while True:
+            kind, a, b, c = run(value)
+            value = 0
+            values[_EXITS] += 1
+            if kind == _PIO_WRITE:
+                if not pio_bus.write(vcpu, a, b, c):
+                    return _exit_io(arch, a, b, c, True)
+            elif kind == _PIO_READ:
+                # c: one of a REP INS, for which userspace may have given more than one answer.
+                answer = arch.batch.take(cpu, vcpu.page, a, b) if c and arch.batch is not None else None
+                if answer is None:
+                    answer = pio_bus.read(vcpu, a, b)
+                    if answer is None:
+                        return _exit_io(arch, a, b, c, False)
+                value = answer
+            elif kind == _MMIO_WRITE:
+                if (lapic is None or not lapic.write(a, b, c)) and not mmio_bus.write(vcpu, a, b, c):
+                    return _exit_mmio(arch, a, b, c, True)
+                values[stats.MMIO_EXIT_KERNEL] += 1
+            elif kind == _MMIO_READ:
+                answer = lapic.read(a, b) if lapic is not None else None
+                if answer is None:
+                    answer = mmio_bus.read(vcpu, a, b)
+                    if answer is None:
+                        return _exit_mmio(arch, a, b, 0, False)
+                values[stats.MMIO_EXIT_KERNEL] += 1
+                value = answer
+            elif kind == _IRQ_ACK:
+                value = inject.acknowledge(arch)
+            elif kind == _HLT:
+                values[stats.WFI_EXIT] += 1
+                if idle.halts_within(arch):
+                    idle.halt(arch)
+                elif arch.injected_irq is None or not cpu.rflags & uapi.X86_EFLAGS_IF:
+                    vcpu.set_exit_reason(common.KVM_EXIT_HLT)
+                    return 0
+            elif kind == _KICK:
+                arch.attention = True
+            elif kind == _SIGNAL:
+                vcpu.signal_pending = arch.attention = True
+            elif kind == _MSR_READ:
+                values[_MSR_EXITS] += 1
+                got = msrs.guest_read(arch, a)
+                if got is None:
+                    reason = msrs.read_refusal(arch, a)
+                    if msrs.exits(arch, reason):
+                        msrs.fill_exit(arch, EXIT_DATA, a, 0, reason=reason, write=False)
+                        return 0
+                    inject.general_protection(cpu)
+                else:
+                    value = got
+            elif kind == _MSR_WRITE:
+                values[_MSR_EXITS] += 1
+                reason = msrs.guest_write(arch, a, c)
+                if reason:
+                    if msrs.exits(arch, reason):
+                        msrs.fill_exit(arch, EXIT_DATA, a, c, reason=reason, write=True)
+                        return 0
+                    inject.general_protection(cpu)
+            elif kind == _CR8_WRITE:
+                if lapic is not None:
+                    lapic.set_cr8(a)
+                else:
+                    lowered = a < arch.user_cr8
+                    arch.user_cr8 = a
+                    if lowered:
+                        arch.owed = 0
+                        vcpu.set_exit_reason(common.KVM_EXIT_SET_TPR)
+                        return 0
+            elif kind == _IRQ_WINDOW:
+                values[_REQUEST_IRQ_EXITS] += 1
+                vcpu.set_exit_reason(common.KVM_EXIT_IRQ_WINDOW_OPEN)
+                return 0
+            elif kind == _HYPERCALL:
+                values[_HYPERCALLS] += 1
+                if not hypercall.call(arch, a):
+                    return 0
+            elif kind == _RSM:
+                smm.leave(arch)
+            elif kind == _SHUTDOWN:
+                vcpu.set_exit_reason(common.KVM_EXIT_SHUTDOWN)
+                return 0
+            elif kind == _BREAK:
+                debug.fill_exit(arch, a, EXIT_DATA)
+                return 0
+            elif kind == _FETCH:
+                if emulation.failed(arch, a):
+                    return 0
+            else:
+                return _exit_internal(arch, common.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kind, a, b, cpu.rip)
+            if arch.attention:
+                # An instruction that is half done is owed its answer, also across an EINTR.
+                if kind in MID_INSTRUCTION:
+                    arch.owed = value
+                elif kind == _IRQ_ACK and value != SPURIOUS:
+                    # Acknowledged just as something else comes first: it is on its way, as if userspace had sent it.
+                    arch.queue_interrupt(value)
+                if not attend(arch):
+                    return 0
+                values = vcpu.stats.values
+                value = inject.acknowledge(arch) if cpu.parked == _IRQ_ACK else arch.owed or 0
+                arch.owed = None
     finally:
         if arch.vapic_addr:
             tpr.sync_from_guest(arch)
@@ -144,132 +272,6 @@ def _report(arch: X86Vcpu, cpu: CpuLike) -> None:
     _OUT.pack_into(arch.vcpu.page, _OUT_OFFSET, ready, enabled != 0, arch.run_flags, arch.cr8, arch.apic_base)
     if arch.words[_VALID_REGS]:
         sync_regs.store(arch)
-
-
-def _run(vcpu: Vcpu, arch: X86Vcpu, cpu: CpuLike) -> int:
-    run = cpu.run
-    lapic = arch.lapic
-    if (arch.attention or arch.mp_state != _RUNNABLE) and not attend(arch):
-        return 0
-    window = vcpu.page[0] != 0 and (lapic is None or arch.vm.chip().split)
-    if window or arch.window:
-        arch.window = cpu.want_window = window
-    mmio_bus = vcpu.vm.mmio_bus
-    pio_bus = vcpu.vm.pio_bus
-    values = vcpu.stats.values
-    if arch.wanted_regs is not None:
-        arch.complete_io()
-    arch.finished_from = None
-    if arch.reply is _NOTHING:
-        # As take_reply(), without a call: a write to a port or a device.
-        arch.reply = None
-        arch.rip_ahead = value = 0
-    elif arch.reply is not None or cpu.parked != _IRQ_ACK:
-        value = arch.take_reply()
-    else:
-        value = inject.acknowledge(arch)
-    while True:
-        kind, a, b, c = run(value)
-        value = 0
-        values[_EXITS] += 1
-        if kind == _PIO_WRITE:
-            if not pio_bus.write(vcpu, a, b, c):
-                return _exit_io(arch, a, b, c, True)
-        elif kind == _PIO_READ:
-            # c: one of a REP INS, for which userspace may have given more than one answer.
-            answer = arch.batch.take(cpu, vcpu.page, a, b) if c and arch.batch is not None else None
-            if answer is None:
-                answer = pio_bus.read(vcpu, a, b)
-                if answer is None:
-                    return _exit_io(arch, a, b, 0, False, rep=c)
-            value = answer
-        elif kind == _MMIO_WRITE:
-            if (lapic is None or not lapic.write(a, b, c)) and not mmio_bus.write(vcpu, a, b, c):
-                return _exit_mmio(arch, a, b, c, True)
-            values[stats.MMIO_EXIT_KERNEL] += 1
-        elif kind == _MMIO_READ:
-            answer = lapic.read(a, b) if lapic is not None else None
-            if answer is None:
-                answer = mmio_bus.read(vcpu, a, b)
-                if answer is None:
-                    return _exit_mmio(arch, a, b, 0, False)
-            values[stats.MMIO_EXIT_KERNEL] += 1
-            value = answer
-        elif kind == _IRQ_ACK:
-            value = inject.acknowledge(arch)
-        elif kind == _HLT:
-            values[stats.WFI_EXIT] += 1
-            if idle.halts_within(arch):
-                idle.halt(arch)
-            elif arch.injected_irq is None or not cpu.rflags & uapi.X86_EFLAGS_IF:
-                vcpu.set_exit_reason(common.KVM_EXIT_HLT)
-                return 0
-        elif kind == _KICK:
-            arch.attention = True
-        elif kind == _SIGNAL:
-            vcpu.signal_pending = arch.attention = True
-        elif kind == _MSR_READ:
-            values[_MSR_EXITS] += 1
-            got = msrs.guest_read(arch, a)
-            if got is None:
-                reason = msrs.read_refusal(arch, a)
-                if msrs.exits(arch, reason):
-                    msrs.fill_exit(arch, EXIT_DATA, a, 0, reason=reason, write=False)
-                    return 0
-                inject.general_protection(cpu)
-            else:
-                value = got
-        elif kind == _MSR_WRITE:
-            values[_MSR_EXITS] += 1
-            reason = msrs.guest_write(arch, a, c)
-            if reason:
-                if msrs.exits(arch, reason):
-                    msrs.fill_exit(arch, EXIT_DATA, a, c, reason=reason, write=True)
-                    return 0
-                inject.general_protection(cpu)
-        elif kind == _CR8_WRITE:
-            if lapic is not None:
-                lapic.set_cr8(a)
-            else:
-                lowered = a < arch.user_cr8
-                arch.user_cr8 = a
-                if lowered:
-                    arch.owed = 0
-                    vcpu.set_exit_reason(common.KVM_EXIT_SET_TPR)
-                    return 0
-        elif kind == _IRQ_WINDOW:
-            values[_REQUEST_IRQ_EXITS] += 1
-            vcpu.set_exit_reason(common.KVM_EXIT_IRQ_WINDOW_OPEN)
-            return 0
-        elif kind == _HYPERCALL:
-            values[_HYPERCALLS] += 1
-            if not hypercall.call(arch, a):
-                return 0
-        elif kind == _RSM:
-            smm.leave(arch)
-        elif kind == _SHUTDOWN:
-            vcpu.set_exit_reason(common.KVM_EXIT_SHUTDOWN)
-            return 0
-        elif kind == _BREAK:
-            debug.fill_exit(arch, a, EXIT_DATA)
-            return 0
-        elif kind == _FETCH:
-            if emulation.failed(arch, a):
-                return 0
-        else:
-            return _exit_internal(arch, common.KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kind, a, b, cpu.rip)
-        if arch.attention:
-            # An instruction that is half done is owed its answer, also across an EINTR.
-            if kind in MID_INSTRUCTION:
-                arch.owed = value
-            elif kind == _IRQ_ACK and value != SPURIOUS:
-                # Acknowledged just as something else comes first: it is on its way, as if userspace had sent it.
-                arch.queue_interrupt(value)
-            if not attend(arch):
-                return 0
-            values = vcpu.stats.values
-            value = inject.acknowledge(arch) if cpu.parked == _IRQ_ACK else arch.owed or 0
-            arch.owed = None
 
 
 def attend(arch: X86Vcpu) -> bool:
@@ -382,31 +384,38 @@ def _wait_for_init(arch: X86Vcpu) -> None:
     raise OSError(errno.EAGAIN, "the vCPU has received INIT")
 
 
-def _exit_io(arch: X86Vcpu, port: int, size: int, value: int, write: bool, *, rep: int = 0) -> int:
+def _exit_io(arch: X86Vcpu, port: int, size: int, data: int, write: bool) -> int:
     """KVM_EXIT_IO, with all that :func:`_report` would say: this is the exit that there are most of.
 
-    ``rep`` is the address size of a REP INS, for which one exit asks for many items.
+    ``data`` is what is written; of a REP INS, for which one exit asks for many items, the address size; else 0.
     """
     vcpu = arch.vcpu
     vcpu.stats.values[_IO_EXITS] += 1
     page = vcpu.page
+    count = 1
     if write:
         if size == 1:
-            page[PIO_PAGE] = value
+            page[PIO_PAGE] = data
         else:
-            _DATA[size](page, PIO_PAGE, value)
+            _DATA[size](page, PIO_PAGE, data)
         arch.reply = _NOTHING
         if port == _PORT_7E and not arch.vm.disabled_quirks & uapi.KVM_X86_QUIRK_OUT_7E_INC_RIP:
             arch.rip_ahead = half_done.out_length(arch)
     else:
         arch.reply = (PIO_PAGE, size)
-        arch.batch = half_done.make_batch(arch.cpu, port, size, rep) if rep else None
-    count = arch.batch.count if rep and arch.batch is not None else 1
+        arch.batch = None
+        if data:
+            arch.batch = half_done.make_batch(arch.cpu, port, size, data)
+            count = arch.batch.count
     cpu = arch.cpu
     enabled = cpu.rflags & _IF
     lapic = arch.lapic
-    cr8, base = (arch.user_cr8, arch.user_apic_base) if lapic is None else (lapic.tpr >> 4, lapic.base_msr)
-    ready = (enabled or lapic is not None) and _ready(arch, cpu, enabled)
+    if lapic is None:
+        cr8, base = arch.user_cr8, arch.user_apic_base
+        ready = enabled and _ready(arch, cpu, enabled)
+    else:
+        cr8, base = lapic.tpr >> 4, lapic.base_msr
+        ready = _ready(arch, cpu, enabled)
     flags = arch.run_flags
     _IO(page, _IO_OFFSET, _EXIT_IO, ready, enabled != 0, flags, cr8, base, write, size, port, count, PIO_PAGE)
     arch.reported = not arch.words[_VALID_REGS]

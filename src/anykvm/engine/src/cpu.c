@@ -287,8 +287,6 @@ static void leave_block(struct cpu *c)
 /* Let the coroutine go until it parks. */
 void cpu_resume(struct cpu *c)
 {
-    uint64_t begin = monotonic_ns();
-
     if (c->ring.nspill)
         ring_drain(c);
     if (c->x86.debug.step && !c->abandon) {
@@ -305,7 +303,6 @@ void cpu_resume(struct cpu *c)
         if (c->ev.kind == EV_EXCLUSIVE)
             alone(c, false);
     }
-    c->guest_ns += monotonic_ns() - begin;
 }
 
 /*

@@ -307,7 +307,7 @@ struct cpu {
     uint32_t insn;              /* being translated */
     void *exit_label;           /* of the block being translated: where its first check branches to */
 
-    uint64_t n_runs, n_exits, n_kicks, n_shootdowns, n_blocks, guest_ns;
+    uint64_t n_runs, n_exits, n_kicks, n_shootdowns, n_blocks;
 };
 
 /* tlb.c */

@@ -315,8 +315,8 @@ static PyObject *cpu_state(struct cpu *c, PyObject *args)
 static PyObject *cpu_stats(struct cpu *c, PyObject *unused)
 {
     (void)unused;
-    return Py_BuildValue("{sKsKsKsKsKsK}", "runs", c->n_runs, "exits", c->n_exits, "kicks", c->n_kicks, "shootdowns",
-                         c->n_shootdowns, "blocks", c->n_blocks, "guest_ns", c->guest_ns);
+    return Py_BuildValue("{sKsKsKsKsK}", "runs", c->n_runs, "exits", c->n_exits, "kicks", c->n_kicks, "shootdowns",
+                         c->n_shootdowns, "blocks", c->n_blocks);
 }
 
 static PyObject *cpu_get_parked(struct cpu *c, void *unused)
