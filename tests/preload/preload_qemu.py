@@ -33,8 +33,8 @@ def guest_or_skip() -> Guest:
     return pull("amd64")
 
 
-def command(guest: Guest, initrd: Path, machine: str, vcpus: int, *more: str) -> list[str]:
-    words = [*EXEC, "--", PROGRAM, "-nodefaults", "-no-reboot", "-display", "none", "-accel", "kvm", "-m", "256"]
+def command(guest: Guest, initrd: Path, machine: str, vcpus: int, *more: str, accel: str = "kvm") -> list[str]:
+    words = [*EXEC, "--", PROGRAM, "-nodefaults", "-no-reboot", "-display", "none", "-accel", accel, "-m", "256"]
     words += ["-M", machine, "-smp", str(vcpus), "-kernel", str(guest.kernel), "-initrd", str(initrd)]
     return [*words, *more]
 
@@ -47,6 +47,7 @@ class Monitor:
         path.unlink(missing_ok=True)
         words = [*words, "-serial", "stdio", "-monitor", f"unix:{path},server=on,wait=off"]
         self.lines: list[str] = []
+        self._text: list[str] = []
         self._came = threading.Condition()
         self._path = path
         self._socket: socket.socket | None = None
@@ -74,7 +75,12 @@ class Monitor:
             for line in lines:
                 with self._came:
                     self.lines.append(line.rstrip())
+                    self._text.append(line)
                     self._came.notify_all()
+
+    def console(self) -> str:
+        """All that came of the console, when QEMU has ended; without what QEMU said itself."""
+        return "".join(line for line in self._text if not line.startswith(PROGRAM))
 
     def wait(self, line: str, *, after: int = 0, timeout: float = 100) -> int:
         """Wait for a line of the console, from the one numbered `after` on; its number."""

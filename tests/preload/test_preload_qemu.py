@@ -56,6 +56,24 @@ def test_debian_takes_it_for_hyperv(guest: Guest, tmp_path: Path) -> None:
     assert "Call Trace" not in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("machine", "vcpus", "accel", "cpu"),
+    [
+        ("q35", 2, "kvm,dirty-ring-size=4096", "host"),
+        ("pc", 1, "kvm,kernel-irqchip=split", "max"),
+        ("pc", 1, "kvm,kernel-irqchip=off", "qemu64"),
+    ],
+)
+def test_other_machines_and_interrupt_controllers(guest: Guest, machine: str, vcpus: int, accel: str, cpu: str) -> None:
+    words = command(guest, build_initramfs(guest), machine, vcpus, "-serial", "stdio", "-cpu", cpu, accel=accel)
+    words += ["-append", f"{WORDS} {arguments('exec', script='cat /proc/interrupts; poweroff -f')}"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=250, stdin=subprocess.DEVNULL)
+    assert "Power down" in done.stdout and done.returncode == 0, done.stdout[-2000:] + done.stderr
+    assert "Call Trace" not in done.stdout
+    [timer] = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("LOC:")]
+    assert all(int(count) > 0 for count in timer[1 : vcpus + 1])
+
+
 def test_virtio_block_and_net(guest: Guest, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.write_bytes(b"from the host".ljust(1 << 20, b"\0"))
