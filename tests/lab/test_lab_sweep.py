@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -188,6 +191,39 @@ def test_the_command_replays_a_finding(monkeypatch: pytest.MonkeyPatch, capsys: 
 def test_bad_input_is_one_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["lab", "sweep", *words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_file_descriptor_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(arch: Any, ladder: Ladder) -> None:
+        kept.append(os.open("/dev/null", os.O_RDONLY))
+
+    kept: list[int] = []
+    original = X86Vcpu.build_steps
+    monkeypatch.setattr(X86Vcpu, "build_steps", lambda self: (*original(self), BuildStep("file", build)))
+    try:
+        found = _found("x86/none", "KVM_CREATE_VCPU#1/publish:vcpu fd=EMFILE")
+        assert f"{len(kept)} file descriptors are still open: /dev/null" in found
+    finally:
+        for fd in kept:
+            os.close(fd)
+
+
+def test_what_another_thread_opens_and_closes_is_no_leak() -> None:
+    def open_and_close() -> None:
+        while not done.is_set():
+            fd = os.open("/dev/null", os.O_RDONLY)
+            time.sleep(0.002)
+            os.close(fd)
+            time.sleep(0.001)
+
+    done = threading.Event()
+    other = threading.Thread(target=open_and_close)
+    other.start()
+    try:
+        assert [replay("x86/none", "KVM_CREATE_VCPU#1/publish:vcpu fd=EMFILE").findings for _ in range(5)] == [[]] * 5
+    finally:
+        done.set()
+        other.join()
 
 
 def test_names() -> None:

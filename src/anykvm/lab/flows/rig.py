@@ -12,7 +12,7 @@ from anykvm.api import Device, Exit, GuestMemory, Kvm, MmioRead, MmioWrite, PioI
 from anykvm.uapi import arm64 as A
 from anykvm.uapi import x86_msr as X
 from anykvm.uapi.common import KVM_DEV_TYPE_ARM_VGIC_V3
-from anykvm.uapi.x86_hyperv import HV_X64_MSR_TIME_REF_COUNT, HV_X64_MSR_VP_RUNTIME
+from anykvm.uapi.x86_hyperv import HV_X64_MSR_TIME_REF_COUNT, HV_X64_MSR_TSC_FREQUENCY, HV_X64_MSR_VP_RUNTIME
 
 from .backend import Flow, FlowBackend
 
@@ -98,7 +98,8 @@ class Rig:
             return made | {f"{one:#x}": f"{vcpu.get_one_reg(one):#x}" for one in vcpu.reg_list() if one not in passing}
         for name in ("regs", "sregs", "fpu", "xsave", "xcrs", "debugregs", "lapic", "vcpu_events"):
             made[name] = bytes(getattr(vcpu, f"get_{name}")()).hex()
-        passing = {X.MSR_IA32_TSC, HV_X64_MSR_VP_RUNTIME, HV_X64_MSR_TIME_REF_COUNT}
+        # The host's rate too: each process measures it.
+        passing = {X.MSR_IA32_TSC, HV_X64_MSR_VP_RUNTIME, HV_X64_MSR_TIME_REF_COUNT, HV_X64_MSR_TSC_FREQUENCY}
         wanted = [one for one in self.kvm.get_msr_index_list() if one not in passing]
         return made | {f"msr {one:#x}": f"{value:#x}" for one, value in vcpu.get_msrs(wanted).items()}
 
