@@ -15,7 +15,7 @@ from rich.console import Console
 
 from anykvm.guests import GuestError
 
-from . import boot, exits, hackbench, idle, micro, parallel, report, start, vcpus
+from . import boot, exits, hackbench, idle, micro, parallel, report, slots, start, vcpus
 from . import exec as under_exec
 from .context import ALIKE, Benchmark, Context
 from .machine import describe
@@ -31,6 +31,7 @@ BENCHMARKS: Final[dict[str, Benchmark]] = {
         parallel.BENCHMARK,
         start.BENCHMARK,
         vcpus.BENCHMARK,
+        slots.BENCHMARK,
         idle.BENCHMARK,
         exits.BENCHMARK,
         under_exec.BENCHMARK,

@@ -24,7 +24,7 @@ from anykvm.guests.cache import cache_dir, staged
 from anykvm.guests.errors import GuestError
 from anykvm.guests.kernel_source import kernel_source
 
-TIMEOUT = 60
+TIMEOUT = 120
 SKIPPED = 4
 TROUBLESOME = {
     # In this version of the source: a name that is not defined, and a header that is not included.
