@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from x86_board import DATA, DEVICE, KSTACK, LAST, RAX, RBX, RCX, RDX, RSI, RSP, Runner, go
+from x86_board import DATA, DEVICE, KSTACK, LAST, RAX, RBX, RCX, RDX, RSI, RSP, SIZE, Runner, go
 
 from anykvm.engine import Event
 
@@ -261,6 +261,23 @@ def test_any_page_of_many_that_ran_may_be_rewritten(x86, pages):
         c.rip, c.gpr[RSI] = 0x1000, pages
         b.end(c)
         assert c.gpr[RAX] == sum(b.ram[DATA + 0x1000 * m + 2] for m in range(pages))
+
+
+@pytest.mark.parametrize("pages", [2, 40])
+def test_the_host_writes_code_of_memory_that_is_in_two_places(x86, pages):
+    """The same pages are run in both."""
+    b = x86("xor %eax,%eax; lea (%rbx),%rdx; mov %esi,%ecx; 1: call *%rdx; add $0x1000,%rdx; dec %ecx; jnz 1b; hlt")
+    for n in range(pages):
+        b.load("add $1, %eax; ret", at=DATA + 0x1000 * n)
+    b.machine.map(0x1000_0000, SIZE, b.hva)
+    c = b.long(rsi=pages)
+    for _ in range(3):
+        for place in (DATA, 0x1000_0000 + DATA):
+            b.ram[DATA + 0x1000 + 2] += 1
+            b.machine.distrust()
+            c.rip, c.gpr[RBX], c.gpr[RSI] = 0x1000, place, pages
+            b.end(c)
+            assert c.gpr[RAX] == pages - 1 + b.ram[DATA + 0x1000 + 2]
 
 
 def test_the_host_writes_code_over_two_pages(x86):

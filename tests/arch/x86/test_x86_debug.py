@@ -90,6 +90,21 @@ def test_hardware_breakpoints_on_code_and_data(board: Board) -> None:
     board.until(vcpu, Halt)
 
 
+def test_rf_is_the_way_past_a_breakpoint(board: Board) -> None:
+    """It holds the debugger's breakpoint off for one instruction; without it the same one stops again."""
+    vcpu = board.long("nop; nop; nop; hlt")
+    vcpu.set_guest_debug(ON | X.KVM_GUESTDBG_USE_HW_BP, debugreg=[CODE, CODE + 1, 0, 0, 0, 0, 0, 0x40A])
+    for place, past in ((0, False), (0, True), (1, True)):
+        arch = stop(vcpu)
+        assert (arch.exception, arch.pc, arch.dr6 & 0xF) == (X.DB_VECTOR, CODE + place, 1 << place)
+        if past:
+            regs = vcpu.get_regs()
+            regs.rflags |= 1 << 16
+            vcpu.set_regs(regs)
+    board.until(vcpu, Halt)
+    assert not vcpu.get_regs().rflags & 1 << 16
+
+
 def test_general_detect_is_the_debuggers(board: Board) -> None:
     """The access to a debug register stops before it is done, each time, and is done once the debugger has gone."""
     vcpu = board.long("mov $0x1234, %eax; mov %rax, %dr0; mov %dr0, %rbx; hlt")
