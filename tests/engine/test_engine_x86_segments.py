@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 from x86_board import (
     BP,
+    CODE32,
     CODE_ABSENT,
     CS,
     DATA,
@@ -14,6 +15,7 @@ from x86_board import (
     DOWN,
     DS,
     EXEC_ONLY,
+    GATE32,
     GDT,
     GP,
     IDT32,
@@ -203,6 +205,28 @@ def test_the_frame_on_the_stack_of_a_ring(x86, code, room, vector, error):
         assert t.vector == vector
     else:
         assert (c.get_segment(TR)[0], c.gpr[RBX]) == (TASK2, error)
+
+
+@pytest.mark.parametrize(("room", "fits"), [(24, True), (23, False)])
+def test_the_arguments_of_a_call_gate_on_the_stack_of_a_ring(x86, room, fits):
+    """Four words and two arguments; the stack fault has a task of its own."""
+    b = x86(f"push $7; push $8; mov $0,%ebp; lcall ${GATE32 | 3},$0; hlt", bits=32)
+    b.set_word(GDT + GATE32, 0x7200 & 0xFFFF | CODE32 << 16 | 2 << 32 | 0xEC << 40)
+    b.load("mov 8(%esp),%ecx; hlt", bits=32, at=0x7200)
+    second_task(b)
+    b.load("pop %ebx; hlt", bits=32, at=0x7000)
+    b.set_word(GDT + TSS32_SEL, descriptor(TSS32, 0x2068, 0x8B))
+    b.set_word(IDT32 + 8 * SSF, TASK2 << 16 | 0x85 << 40)
+    b.set_word(GDT + SMALL, descriptor(DATA + 0x2000, room - 1, 0x93, 4))
+    b.set_word(TSS32 + 4, room, 4)
+    b.set_word(TSS32 + 8, SMALL, 4)
+    c = b.protected(user=True)
+    assert go(c) == LAST
+    if fits:
+        assert (c.get_segment(SS)[0], c.gpr[RCX], c.gpr[RSP]) == (SMALL, 8, 0)
+    else:
+        assert (c.get_segment(TR)[0], c.gpr[RBX]) == (TASK2, SMALL)
+        assert b.word(TSS32 + 0x20, 4) == 0x1009  # at the call
 
 
 def limited_code(b, limit):

@@ -30,6 +30,7 @@
 #define EFLAGS_VM 0x20000u
 #define LONGEST 15 /* bytes of an instruction */
 #define EFLAGS_NT 0x4000u
+#define GATE_CALL 4
 #define GATE_TASK 5
 #define GATE_32 8          /* of a gate's or a task's type */
 #define WITH_CODE 0x27d00u /* the exceptions that have an error code */
@@ -152,16 +153,6 @@ static bool descriptor(void *env, uint32_t selector, uint32_t *halves)
     return host;
 }
 
-/* A far CALL of code leaves so many bytes on the stack; through a gate it may be on another. */
-void x86_segment_check_call(void *env, uint32_t selector, uint32_t bytes)
-{
-    uint32_t halves[2];
-
-    if (descriptor(env, selector, halves) && (halves[1] & (SEG_S | SEG_CODE)) == (SEG_S | SEG_CODE) &&
-        !within(segment(env, SS), stack_pointer(env) - bytes, bytes))
-        x86_fault(env, VECTOR_SS, RA);
-}
-
 /* The stack that a task has for a ring: false if that cannot be read. */
 static bool ring_stack(void *env, uint32_t ring, uint32_t *selector, uint32_t *top, struct x86_segment *stack)
 {
@@ -192,6 +183,36 @@ static bool ring_stack(void *env, uint32_t ring, uint32_t *selector, uint32_t *t
     if (!(halves[1] & SEG_B))
         *top &= 0xffff;
     return true;
+}
+
+/* A far CALL of code leaves so many bytes on the stack; through a gate it may be on another, with its arguments. */
+void x86_segment_check_call(void *env, uint32_t selector, uint32_t bytes)
+{
+    uint32_t hflags = FIELD(env, X86_HFLAGS, uint32_t), halves[2], code[2], type, dpl, top, word, new = 0;
+    struct x86_segment stack = *segment(env, SS);
+
+    if (!descriptor(env, selector, halves))
+        return;
+    type = halves[1] >> 8 & 0x1f;
+    top = stack_pointer(env);
+    if (type == GATE_CALL || type == (GATE_CALL | GATE_32)) {
+        if ((hflags & X86_HF_LMA) || !descriptor(env, halves[0] >> 16, code) || !(code[1] & SEG_CODE))
+            return;
+        word = type & GATE_32 ? 4 : 2;
+        bytes = 2 * word;
+        dpl = code[1] >> 13 & 3;
+        if (!(code[1] & SEG_E) && dpl < (hflags & X86_HF_CPL)) {
+            bytes = (4 + (halves[1] & 0x1f)) * word;
+            if (!ring_stack(env, dpl, &new, &top, &stack))
+                return;
+        }
+    } else if ((halves[1] & (SEG_S | SEG_CODE)) != (SEG_S | SEG_CODE)) {
+        return;
+    }
+    if (within(&stack, top - bytes, bytes))
+        return;
+    cpu_restore_state_x86_64(x86_cpu_of(env)->cs, RA, true);
+    raise_exception_err_x86_64(env, VECTOR_SS, (int)(new & 0xfffc));
 }
 
 /*

@@ -132,11 +132,13 @@ static void check_far(struct cpu *c, void *tcg, void *func, void **args)
 {
     uint32_t bytes = !(c->x86.tb_flags & X86_HF_CS32) != (c->x86.insn && c->x86.insn->data16) ? 2 : 4;
 
-    if (!(c->x86.tb_flags & X86_HF_LIMITS_DATA) || (c->x86.tb_flags & X86_HF_CS64))
+    if (c->x86.tb_flags & X86_HF_CS64)
         return;
     if (func == (void *)helper_lcall_protected_x86_64)
         call_with(tcg, (void *)x86_segment_check_call, args[1], 2 * bytes);
-    else if (func == (void *)helper_lret_protected_x86_64)
+    if (!(c->x86.tb_flags & X86_HF_LIMITS_DATA))
+        return;
+    if (func == (void *)helper_lret_protected_x86_64)
         call_with(tcg, (void *)x86_segment_check_stack, NULL, 2 * bytes);
     else if (func == (void *)helper_iret_protected_x86_64)
         call_with(tcg, (void *)x86_segment_check_stack, NULL, 3 * bytes);
