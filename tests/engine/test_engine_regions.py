@@ -11,7 +11,7 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from x86_board import RAX, RBX, RDX, Runner
+from x86_board import RAX, RBP, RBX, RDX, Runner
 
 from anykvm.engine import Event
 
@@ -127,6 +127,23 @@ def test_code_of_a_region_that_goes_is_forgotten(x86):
         b.end(c)
         assert c.gpr[RAX] == value
         b.machine.unmap(place)
+
+
+@pytest.mark.parametrize(("run", "store"), [(0, 1), (1, 0), (0, 2), (2, 0), (1, 1)])
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_store_to_code_by_another_address_of_the_same_memory(x86, run, store, seen):
+    """Two regions have the same page, and a third, larger one has it too."""
+    b = x86("test %rcx,%rcx; jz 1f; movb $0,5000(%rsi); 1: call *%rbx; mov %eax,%ebp; movb $2,1(%rsi); call *%rbx; hlt")
+    ram, hva = host_memory(b, 4)
+    ram[2 * PAGE : 2 * PAGE + 6] = b"\xb8\x01\0\0\0\xc3"  # mov $1, %eax; ret
+    b.machine.map(MANY, 2 * PAGE, hva + 2 * PAGE)
+    b.machine.map(MANY + 16 * PAGE, 2 * PAGE, hva + 2 * PAGE)
+    b.machine.map(MANY + 32 * PAGE, 4 * PAGE, hva)
+    places = [MANY, MANY + 16 * PAGE, MANY + 34 * PAGE]
+    c = b.long(rbx=places[run], rsi=places[store], rcx=int(seen))
+    b.end(c)
+    assert c.gpr[RBP] == 1
+    assert c.gpr[RAX] == 2
 
 
 def test_memory_that_no_process_can_have_is_refused(x86):

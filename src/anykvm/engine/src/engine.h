@@ -192,6 +192,11 @@ struct machine {
     atomic_int stop;            /* no cpu enters the guest while set */
     struct region *regions;     /* changed only while stopped; sorted by space and gpa */
     int nregions, capregions;
+    struct span {               /* the regions' host memory, sorted, as long as no two share any */
+        uint64_t host, end;
+    } *spans;
+    int capspans;
+    bool shared;                /* two have, or had: spans is not kept any more */
     uint64_t generation;        /* counts the changes of regions */
     atomic_uint writes;         /* counts up where the host may have written to the guest's memory */
     pthread_mutex_t copies;     /* a page's first code, and the copy of its bytes, are one */
@@ -350,6 +355,9 @@ bool regions_host_ok(uint64_t host, uint64_t size);
 int regions_place(const struct region *table, int n, unsigned space, uint64_t gpa);
 uc_err regions_begin(struct cpu *c);
 int regions_follow(struct cpu *c);
+bool regions_span(struct machine *m, const struct region *r);
+void regions_unspan(struct machine *m, const struct region *r);
+bool cpu_has_code(struct cpu *c, struct region *r, uint64_t pa);
 void regions_end(struct cpu *c);
 struct region *cpu_region(struct cpu *c, uint64_t pa);
 struct region *cpu_region_of_host(struct cpu *c, uint64_t host, int *at);

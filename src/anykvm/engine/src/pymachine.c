@@ -97,6 +97,7 @@ static void machine_dealloc(struct machine *m)
         free_code(&m->dead[--m->ndead].region);
     free(m->dead);
     free(m->regions);
+    free(m->spans);
     free(m->cpus);
     while (m->nretired)
         free(m->retired[--m->nretired]);
@@ -134,7 +135,7 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     static char *names[] = {"gpa", "size", "hva", "readonly", "dirty", "tag", "space", NULL};
     unsigned long long gpa, size, hva, dirty = 0;
     unsigned int tag = 0, space = 0;
-    int readonly = 0, i, overlap = 0;
+    int readonly = 0, i, overlap = 0, full = 0;
 
     if (!PyArg_ParseTupleAndKeywords(args, kw, "KKK|pKII", names, &gpa, &size, &hva, &readonly, &dirty, &tag,
                                      &space) ||
@@ -168,7 +169,8 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     i = regions_place(m->regions, m->nregions, space, gpa);
     overlap = (i > 0 && m->regions[i - 1].space == space && m->regions[i - 1].gpa + m->regions[i - 1].size > gpa) ||
               (i < m->nregions && m->regions[i].space == space && m->regions[i].gpa < gpa + size);
-    if (!overlap) {
+    full = !overlap && !regions_span(m, &r);
+    if (!overlap && !full) {
         r.id = ++m->next_id;
         if (m->nregions == m->capregions) {
             m->capregions = m->capregions ? m->capregions * 2 : 8;
@@ -181,6 +183,10 @@ static PyObject *machine_map(struct machine *m, PyObject *args, PyObject *kw)
     }
     machine_resume(m);
     Py_END_ALLOW_THREADS
+    if (full) {
+        free_code(&r);
+        return PyErr_NoMemory();
+    }
     if (overlap) {
         free_code(&r);
         PyErr_SetString(PyExc_ValueError, "the region overlaps another");
@@ -215,6 +221,7 @@ static PyObject *machine_unmap(struct machine *m, PyObject *args)
             m->dead = realloc(m->dead, (size_t)m->capdead * sizeof(*m->dead));
         }
         m->dead[m->ndead++] = (struct dead){*r, m->generation + 1};
+        regions_unspan(m, r);
         m->nregions--;
         memmove(r, r + 1, (size_t)(m->nregions - (r - m->regions)) * sizeof(*r));
         m->generation++;

@@ -158,6 +158,73 @@ struct region *cpu_region_of_host(struct cpu *c, uint64_t host, int *at)
     return NULL;
 }
 
+/*
+ * Whether some cpu has code of a page of the region. Code is counted in the first of the regions that share its memory,
+ * and a store may come by any. Few machines have such regions: only then are the others looked for.
+ */
+bool cpu_has_code(struct cpu *c, struct region *r, uint64_t pa)
+{
+    uint64_t host = (uint64_t)r->hva + (pa - r->gpa);
+    int at = REGIONS_FIRST;
+
+    if (!r->code)
+        return false;
+    if (c->m->shared)
+        r = cpu_region_of_host(c, host, &at);
+    return __atomic_load_n(&r->code[(host - (uint64_t)r->hva) / GUEST_PAGE], __ATOMIC_SEQ_CST);
+}
+
+static int span_place(const struct machine *m, uint64_t host)
+{
+    int low = 0, high = m->nregions;
+
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+
+        if (m->spans[middle].host < host)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+/* A region is about to be one more of the machine's: does it share memory? False if there is no memory for the note. */
+bool regions_span(struct machine *m, const struct region *r)
+{
+    struct span span = {(uint64_t)r->hva, (uint64_t)r->hva + r->size};
+    struct span *fresh;
+    int i;
+
+    if (m->shared)
+        return true;
+    i = span_place(m, span.host);
+    m->shared = (i > 0 && m->spans[i - 1].end > span.host) || (i < m->nregions && m->spans[i].host < span.end);
+    if (m->shared)
+        return true;
+    if (m->nregions == m->capspans) {
+        fresh = realloc(m->spans, (size_t)(m->nregions * 2 + 8) * sizeof(*fresh));
+        if (!fresh)
+            return false;
+        m->spans = fresh;
+        m->capspans = m->nregions * 2 + 8;
+    }
+    memmove(&m->spans[i + 1], &m->spans[i], (size_t)(m->nregions - i) * sizeof(span));
+    m->spans[i] = span;
+    return true;
+}
+
+/* A region is about to go. */
+void regions_unspan(struct machine *m, const struct region *r)
+{
+    int i;
+
+    if (m->shared)
+        return;
+    i = span_place(m, (uint64_t)r->hva);
+    memmove(&m->spans[i], &m->spans[i + 1], (size_t)(m->nregions - i - 1) * sizeof(*m->spans));
+}
+
 static void leave(struct cpu *c, struct region *r)
 {
     c->m->target->leave_region(c, r);

@@ -114,7 +114,7 @@ void tlb_page_end(struct cpu *c, struct region *r, char *fast, uint64_t va, uint
     } else if (prot & PAGE_WRITE) {
         if (r->readonly)
             *write = (*write & ~f->notdirty) | f->invalid | f->mmio;
-        else if (!r->code || !__atomic_load_n(&r->code[(pa - r->gpa) / GUEST_PAGE], __ATOMIC_SEQ_CST))
+        else if (!cpu_has_code(c, r, pa))
             *write &= ~f->notdirty;
     }
 }
