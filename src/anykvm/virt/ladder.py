@@ -8,8 +8,7 @@ construction.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 
@@ -92,15 +91,9 @@ class Ladder:
         if first is not None:
             raise first
 
-    @contextmanager
-    def guard(self) -> Iterator[None]:
+    def guard(self) -> Guard:
         """Take the steps of the body back if it raises: for steps whose undo needs a lock that the body holds."""
-        depth = len(self._steps)
-        try:
-            yield
-        except BaseException:
-            self.unwind(depth)
-            raise
+        return Guard(self)
 
     def __enter__(self) -> Ladder:
         return self
@@ -108,6 +101,23 @@ class Ladder:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
         if kind is not None:
             self.unwind()
+
+
+class Guard:
+    """What :meth:`Ladder.guard` gives."""
+
+    __slots__ = ("_depth", "_ladder")
+
+    def __init__(self, ladder: Ladder) -> None:
+        self._ladder = ladder
+        self._depth = len(ladder)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None) -> None:
+        if kind is not None:
+            self._ladder.unwind(self._depth)
 
 
 class BuildStep(NamedTuple):

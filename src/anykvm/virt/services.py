@@ -65,20 +65,18 @@ C = TypeVar("C", bound=Closable)
 class Memory:
     """Zeroed memory: ``address`` for those who take addresses, ``view`` (bytes) for Python."""
 
-    __slots__ = ("_owner", "address", "name", "size", "view")
+    __slots__ = ("_owner", "name", "size", "view")
 
     def __init__(self, name: str, size: int) -> None:
         self.name = name
         self.size = size
-        owner: Any
-        if size >= PAGE_SIZE:
-            owner = mmap.mmap(-1, size)
-            self.address = ctypes.addressof(ctypes.c_char.from_buffer(owner))
-        else:
-            owner = ctypes.create_string_buffer(max(size, 1))
-            self.address = ctypes.addressof(owner)
-        self._owner = owner
-        self.view = memoryview(owner).cast("B")[:size]
+        self._owner: Any = mmap.mmap(-1, size) if size >= PAGE_SIZE else bytearray(max(size, 1))
+        self.view = memoryview(self._owner)[:size]
+
+    @property
+    def address(self) -> int:
+        """Where it is; it does not move while there is the view."""
+        return ctypes.addressof(ctypes.c_char.from_buffer(self._owner))
 
 
 class Charge:

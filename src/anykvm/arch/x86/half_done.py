@@ -108,6 +108,22 @@ def out_length(vcpu: X86Vcpu) -> int:
 class HalfDone:
     """What :class:`.vcpu.X86Vcpu` has of it."""
 
+    __slots__ = (
+        "attention",
+        "batch",
+        "cpu",
+        "finished_from",
+        "hypercall_mask",
+        "hyperv_call",
+        "msr_exit",
+        "owed",
+        "reply",
+        "rip_ahead",
+        "vcpu",
+        "wanted_regs",
+        "xen_call",
+    )
+
     vcpu: Vcpu
     cpu: CpuLike
     attention: bool

@@ -19,10 +19,10 @@ from anykvm.virt.stats import VCPU_IRQ_INJECTIONS
 
 from ..memory import connect_ring
 from ..sleep import Sleep
-from . import cpuid, debug, engine, hyperv_cpuid, idle, inject, lapic_x2apic, smm, sysregs, timer, tpr
+from . import cpuid, engine, hyperv_cpuid, idle, inject, lapic_x2apic, smm, sysregs, timer, tpr
 from .engine import LINE_INTR
-from .half_done import Batch, HalfDone
 from .hyperv_vcpu import HypervVcpu
+from .vcpu_state import DEFAULT_MAXPHYADDR, VcpuState
 from .xen_vcpu import XenVcpu
 from .xsave import XFEATURE_FP
 
@@ -32,109 +32,17 @@ if TYPE_CHECKING:
     from .engine import CpuidLeaf, CpuLike
     from .irqchip import IrqChip
     from .lapic import Lapic
-    from .vm import X86Vm
 
 PIO_PAGE_SIZE: Final = 4096
 MCE_BANK_BYTES: Final = 4 * 8
-CPU_MASK_BYTES: Final = 8192 // 8
-"""A bit for each of as many CPUs as Linux can be built for (NR_CPUS on x86-64)."""
-DEFAULT_MAXPHYADDR: Final = 36
-APIC_BASE_RESET: Final = 0xFEE00000
 APIC_BASE_KNOWN: Final = uapi.MSR_IA32_APICBASE_BSP | uapi.MSR_IA32_APICBASE_ENABLE
 _APIC_MODE: Final = uapi.MSR_IA32_APICBASE_ENABLE | uapi.MSR_IA32_APICBASE_X2APIC
 
 
-class X86Vcpu(HalfDone):
-    """``vcpu.arch``; also what its local APIC knows of it (:class:`.lapic.VcpuSide`).
+class X86Vcpu(VcpuState):
+    """``vcpu.arch``; also what its local APIC knows of it (:class:`.lapic.VcpuSide`)."""
 
-    ``reply`` says where in the run page userspace's answer to a half-done instruction will be (offset and bytes), None
-    if none is owed. ``attention`` makes the run loop look at everything that is not the guest itself: signals, NMIs,
-    INIT, a moved clock.
-    """
-
-    def __init__(self, vcpu: Vcpu, vm: X86Vm) -> None:
-        self.vcpu = vcpu
-        self.vm: X86Vm = vm
-        self.vcpu_id = vcpu.vcpu_id
-        self.cpu: CpuLike
-        self.words: memoryview[int]
-        self.lapic: Lapic | None = None
-        self.bsp = vcpu.vcpu_id == vm.boot_cpu_id
-        self.mp_state: int
-        self.user_apic_base = APIC_BASE_RESET | uapi.MSR_IA32_APICBASE_ENABLE | self.bsp * uapi.MSR_IA32_APICBASE_BSP
-        self.user_cr8 = 0
-        self.sleep: Sleep
-        self.live = False
-        self.has_run = False
-        self.attention = False
-        self.cpuid: tuple[CpuidLeaf, ...] = ()
-        self.maxphyaddr = DEFAULT_MAXPHYADDR
-        self.msrs: dict[int, int] = {}
-        self.mcg_cap: int = sysregs.KVM_MAX_MCE_BANKS
-        self.mcg_ctl: int = 0
-        self.mce_banks: memoryview[int]
-        self.wbinvd_mask: memoryview[int]
-        """The physical CPUs the vCPU has been on, a bit each."""
-        # What is on its way to the guest.
-        self.chip_line = False
-        self.xen_line = False
-        """Whether Xen's upcall waits."""
-        self.injected_irq: int | None = None
-        self.exception: tuple[int, int | None] | None = None
-        self.nmi_pending = False
-        self.nmi_injected = False
-        """An NMI that userspace says had begun to be delivered."""
-        self.smm = smm.Smm()
-        self.run_flags = 0
-        """``kvm_run.flags``."""
-        self.pv_unhalted = False
-        self.halted_unseen = False
-        """Halted by a HLT that does not exit (KVM_CAP_X86_DISABLE_EXITS)."""
-        self.window = False
-        """Whether the engine has been asked to say when an interrupt can be taken."""
-        self.triple_fault = False
-        self.eoi_vector = -1
-        self.reported = False
-        """Whether the run page says already what it says after every KVM_RUN."""
-        self.exception_payload: int | None = None
-        """With an exception that is pending: what goes to CR2 or DR6 when it is delivered."""
-        self.tpr_access: tuple[int, bool] | None = None
-        self.vapic_addr = 0
-        self.filter_stale = True
-        """Whether the engine is to be told anew which instructions come to us: the MSR filter or the quirks changed."""
-        self.pv_enforced = False
-        """KVM_CAP_ENFORCE_PV_FEATURE_CPUID."""
-        self.pv_features = 0
-        self.hyperv_enabled = False
-        self.hyperv: HypervVcpu | None = None
-        """Made by :meth:`own_hyperv`, for the few that need it."""
-        self.xen: XenVcpu | None = None
-        """Made by :meth:`own_xen`, likewise."""
-        self.steal_msr: int = 0
-        self.steal_seen = 0
-        self.steal_written = 0
-        # A half-done instruction.
-        self.reply: tuple[int, int] | None = None
-        self.msr_exit = False
-        self.rip_ahead = 0
-        """How far RIP shows to be behind an OUT that userspace is told of (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
-        self.batch: Batch | None = None
-        self.hyperv_call = self.xen_call = False
-        """Whether it was one of Hyper-V's, of Xen's (KVM_EXIT_HYPERV, KVM_EXIT_XEN)."""
-        self.hypercall_mask = 0
-        """After KVM_EXIT_HYPERCALL: the bits of RAX that userspace's answer fills."""
-        self.owed: int | None = None
-        """What an instruction that KVM_RUN left half done (EINTR) goes on with."""
-        self.wanted_regs: tuple[bytes, bytes] | None = None
-        self.finished_from: bytes | None = None
-        """The registers when an instruction was half done, and what userspace wrote then."""
-        # kvmclock.
-        self.system_time: int = 0
-        self.clock_stale = False
-        self.guest_stopped = False
-        self.guest_debug = 0
-        self.debug_dr7 = debug.DR7_RESET
-        self.tsc_khz = vm.default_tsc_khz
+    __slots__ = ()
 
     # The create ladder.
 
@@ -175,7 +83,9 @@ class X86Vcpu(HalfDone):
     def _build_wbinvd_mask(self, ladder: Ladder) -> None:
         # A bit for each physical CPU that ran the guest since its last WBINVD, and may have dirty lines of its memory.
         services = self.vcpu.services
-        mask = ladder.acquire("wbinvd mask", services.alloc, services.free, "wbinvd mask", CPU_MASK_BYTES)
+        mask = ladder.acquire(
+            "wbinvd mask", services.alloc, services.free, "wbinvd mask", (services.cpus.number + 7) // 8
+        )
         self.wbinvd_mask = mask.view
 
     def _reset(self, ladder: Ladder) -> None:
