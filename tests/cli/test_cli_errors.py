@@ -74,6 +74,7 @@ def fake(program: str, *arguments: str, **options: object) -> subprocess.Complet
         (["boot", "arm64", "--kernel", "TRUNCATED"], "truncated"),
         (["boot", "arm64", "--kernel", "FOREIGN"], "an x86 bzImage: boot arm64 needs"),
         (["hackbench", "arm64", "--args", "'unclosed"], "is not a list of words"),
+        (["guest", "pull", "vax"], "no Debian guest for 'vax': choose one of amd64, arm64, x86"),
         (["boot", "arm64", "--entry", "auto"], "--entry is of x86 machines only"),
         (["boot", "arm64", "--firmware", "mptable"], "--firmware is of x86 machines only"),
         (["boot", "x86", "--gic", "v2"], "--gic is of arm64 machines only"),

@@ -7,13 +7,23 @@ import sys
 from pathlib import Path
 from typing import Final
 
+import click
+
 from anykvm import guests
 from anykvm.guests import Guest, build_initramfs, installed
+from anykvm.guests.machines import MACHINES
 
 from . import messages
 
 _GUESTS: Final = {"x86": "amd64"}
 """What Debian calls an architecture that anykvm calls by the kernel's name, where that differs."""
+
+
+def check(arch: str) -> None:
+    """Refuse a guest that there is none of."""
+    known = {*_GUESTS, *MACHINES}
+    if arch not in known:
+        raise click.UsageError(f"no Debian guest for {arch!r}: choose one of {', '.join(sorted(known))}")
 
 
 def guest(arch: str, *, refresh: bool = False) -> Guest:

@@ -37,6 +37,7 @@ def list_command(as_json: bool) -> None:
 @options.common
 def pull_command(arch: str, refresh: bool, as_json: bool) -> None:
     """Fetch the newest Debian kernel, busybox and hackbench for ARCH (arm64 if nothing is said)."""
+    debian.check(arch)
     found = debian.guest(arch, refresh=refresh)
     click.echo(json.dumps(_describe(found), indent=1) if as_json else f"{found.arch:8} {found.release}")
 
