@@ -302,6 +302,41 @@ def test_immediate_exit_completes_the_access(board: Board) -> None:
     assert board.seen == [0x31]
 
 
+def test_registers_mean_what_they_say_after_immediate_exit(board: Board) -> None:
+    """The access is over: a register that userspace writes as it was before the access is that, not the answer."""
+    vcpu = board.real("mov $0x1234, %bx; in $0x60, %al; out %al, $0xe9; hlt")
+    read = vcpu.run()
+    assert isinstance(read, PioIn)
+    before = vcpu.get_regs()
+    read.reply(0x31)
+    vcpu.immediate_exit = True
+    assert isinstance(vcpu.run(), Interrupted)
+    vcpu.immediate_exit = False
+    vcpu.set_regs(before)
+    assert bytes(vcpu.get_regs()) == bytes(before)
+
+
+@pytest.mark.parametrize("immediate", [True, False])
+def test_a_reset_and_then_the_registers_as_they_were(board: Board, immediate: bool) -> None:
+    """As VMMs restore a snapshot: the registers of a reset first, and nothing of those in the registers after it."""
+    vcpu = board.real("mov $0x1234, %bx; in $0x60, %al; out %al, $0xe9; hlt")
+    read = vcpu.run()
+    assert isinstance(read, PioIn)
+    wanted = vcpu.get_regs()
+    read.reply(0x31)
+    if immediate:
+        vcpu.immediate_exit = True
+        assert isinstance(vcpu.run(), Interrupted)
+        vcpu.immediate_exit = False
+    vcpu.set_sregs(vcpu.get_sregs())
+    vcpu.set_regs(X.KvmRegs(rip=0xFFF0, rflags=2))
+    wanted.rip, wanted.rax = CODE + 5, 0x77  # behind the IN
+    vcpu.set_regs(wanted)
+    assert bytes(vcpu.get_regs()) == bytes(wanted)
+    board.until(vcpu, Halt)
+    assert board.seen == [0x77]
+
+
 # With interrupt controllers in the kernel.
 
 

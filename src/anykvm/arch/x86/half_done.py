@@ -112,7 +112,7 @@ class HalfDone:
         "attention",
         "batch",
         "cpu",
-        "finished_from",
+        "finished",
         "hypercall_mask",
         "hyperv_call",
         "msr_exit",
@@ -136,8 +136,8 @@ class HalfDone:
     wanted_regs: tuple[bytes, bytes] | None
     rip_ahead: int
     batch: Batch | None
-    finished_from: bytes | None
-    """The registers before an instruction that an ioctl finished, until the next KVM_RUN."""
+    finished: tuple[bytes, bytes] | None
+    """The registers before and after an instruction that an ioctl finished, until the next KVM_RUN."""
 
     def load(self) -> CpuLike:
         """Give the CPU for use, made ready the first time."""
@@ -203,8 +203,8 @@ class HalfDone:
             self.wanted_regs = (data[:flags] + before[flags:], data) if data[flags:] != before[flags:] else None
         elif self.half_done:
             self.wanted_regs = (self.wanted_regs[0] if self.wanted_regs is not None else regs.get(cpu), data)
-        elif self.finished_from is not None:
-            regs.merge(cpu, self.finished_from, data)
+        elif self.finished is not None:
+            regs.merge(cpu, *self.finished, data)
         else:
             regs.set_(cpu, data)
 
@@ -221,7 +221,7 @@ class HalfDone:
             return
         cpu = self.cpu
         # KVM finishes it in the next KVM_RUN: who read the registers before this means those.
-        self.finished_from = self.wanted_regs[0] if self.wanted_regs is not None else self.get_regs()
+        before = self.wanted_regs[0] if self.wanted_regs is not None else self.get_regs()
         parked = cpu.parked
         value = self.take_reply()
         if parked in DEVICE_ACCESS:
@@ -238,8 +238,10 @@ class HalfDone:
             cpu.rip -= 1
         elif kind == Event.HYPERCALL:
             cpu.rip -= 3
+        after = regs.get(cpu)
+        self.finished = before, after
         if self.wanted_regs is not None:
-            before, wanted = self.wanted_regs
+            wanted = self.wanted_regs[1]
             self.wanted_regs = None
-            regs.merge(cpu, before, wanted)
+            regs.merge(cpu, before, after, wanted)
         self.attention = True

@@ -30,13 +30,13 @@ def get(cpu: CpuLike) -> bytes:
     return _pack(*_in_order(cpu.gpr), cpu.rip, cpu.rflags)
 
 
-def merge(cpu: CpuLike, before: bytes, wanted: bytes) -> None:
+def merge(cpu: CpuLike, before: bytes, after: bytes, wanted: bytes) -> None:
     """Write what userspace wanted while an instruction was half done, now that it is finished.
 
-    ``before`` is what the registers were then. What userspace left as it was takes the instruction's result; so RIP, if
-    it was not moved, is behind the instruction, as KVM has it.
+    ``before`` is what the registers were then, ``after`` what the instruction made of them, whatever they are by now.
+    What userspace left as it was takes the instruction's result; so RIP, if it was not moved, is behind the
+    instruction, as KVM has it.
     """
-    after = get(cpu)
     words = range(0, len(before), 8)
     chosen = (after if wanted[at : at + 8] == before[at : at + 8] else wanted for at in words)
     set_(cpu, b"".join(source[at : at + 8] for source, at in zip(chosen, words, strict=True)))

@@ -114,7 +114,7 @@ def vcpu_run(vcpu: Vcpu) -> int:
         values = vcpu.stats.values
         if arch.wanted_regs is not None:
             arch.complete_io()
-        arch.finished_from = None
+        arch.finished = None
         reply = arch.reply
         if reply is _NOTHING:
             # This and the next as take_reply(), without a call: a write to a port or a device.
@@ -246,6 +246,8 @@ def vcpu_complete_io(vcpu: Vcpu) -> None:
     if arch.words[_DIRTY_REGS] or arch.words[_VALID_REGS]:
         sync_regs.load(arch)
     arch.complete_io()
+    # This was KVM_RUN: the instruction is over, and what userspace writes from now on is what it means.
+    arch.finished = None
     _report(arch, cpu)
 
 

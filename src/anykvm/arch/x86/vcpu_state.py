@@ -161,7 +161,7 @@ class VcpuState(HalfDone):
         self.owed: int | None = None
         """What an instruction that KVM_RUN left half done (EINTR) goes on with."""
         self.wanted_regs: tuple[bytes, bytes] | None = None
-        self.finished_from: bytes | None = None
+        self.finished: tuple[bytes, bytes] | None = None
         """The registers when an instruction was half done, and what userspace wrote then."""
         # kvmclock.
         self.system_time: int = 0
