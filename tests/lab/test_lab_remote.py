@@ -62,7 +62,8 @@ def test_a_sweep_on_a_cluster_is_the_sweep_here(cluster: Any) -> None:
 
 def test_orders_on_a_cluster_are_the_orders_here(cluster: Any) -> None:
     items = [item for name in ("same-id", "vm-close") for item in plan.items("x86", name, 1)]
-    here = list(spread(plan.work, items, processes=0))
+    # In a process of its own: a file that Dask opens here may get the number of one that an order has closed.
+    here = list(spread(plan.work, items, processes=1))
     assert list(spread(plan.work, items, scheduler=cluster.scheduler_address)) == here
     assert sum(done.result["interleavings"] for done in here) > 200
 

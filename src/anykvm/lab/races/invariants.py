@@ -96,11 +96,10 @@ def _watched(kind: Any) -> Any:
             scheduler.fail(f"an ioctl runs on vCPU {vcpu.vcpu_id} without its mutex")
 
     def on_vcpu(name: str) -> Callable[..., Any]:
-        below = getattr(kind, name)
-
         def hook(self: Any, vcpu: Vcpu, *arguments: Any) -> Any:
             usable(self.scheduler, vcpu)
-            return below(self, vcpu, *arguments)
+            # Bound as the architecture has it: a hook may be a static method.
+            return getattr(super(type(self), self), name)(vcpu, *arguments)
 
         return hook
 
