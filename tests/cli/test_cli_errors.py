@@ -51,6 +51,7 @@ def fake(program: str, *arguments: str, **options: object) -> subprocess.Complet
         (["boot", "vax"], "no machine for 'vax': choose one of arm64, x86"),
         (["hackbench", "vax"], "no machine for 'vax'"),
         (["boot", "arm64", "--bogus"], "no such option"),
+        (["exec", "--bogus", "true"], "no such option"),
         (["boot", "arm64", "--smp", "many"], "invalid value for '--smp'"),
         (["boot", "arm64", "--gic", "v9"], "invalid value for '--gic'"),
         (["boot", "arm64", "--backend", "magic"], "invalid value for '--backend'"),

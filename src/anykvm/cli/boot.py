@@ -113,7 +113,7 @@ def boot(
     elif outcome.message:
         messages.error(outcome.message)
     elif outcome.kind is Kind.RESET:
-        messages.line("the guest rebooted (--no-reboot)")
+        messages.line(f"the guest rebooted{' by a triple fault' if outcome.triple_fault else ''} (--no-reboot)")
     return outcome.exit_status
 
 

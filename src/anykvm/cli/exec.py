@@ -14,7 +14,7 @@ from anykvm.preload import launch
 from . import messages
 
 
-@click.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option("--arch", help="The architecture of its guests; this machine's own if nothing is said.")
 @click.option("--trace", is_flag=True, help="Print each request on standard error, as strace does.")
 @click.option("--trace-file", type=click.Path(dir_okay=False, path_type=Path), help="Append them to this file instead.")

@@ -44,6 +44,8 @@ class Outcome:
     message: str = ""
     signal_number: int = 0
     """For ``Kind.SIGNAL``."""
+    triple_fault: bool = False
+    """For ``Kind.RESET``: the guest could not handle a fault of its own, whether it meant to reset that way or not."""
 
     @property
     def exit_status(self) -> int:

@@ -123,7 +123,7 @@ class VcpuThread:
             case SystemEvent(SystemEventType.WAKEUP):
                 return None
             case Shutdown():
-                return Outcome(Kind.RESET)
+                return Outcome(Kind.RESET, triple_fault=True)
             case InternalError(suberror, data):
                 numbers = "".join(f" {number:#x}" for number in data)
                 return Outcome(
