@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from anykvm.api import GuestMemory, Interrupted, Kvm, Vm
 from anykvm.cli import options
 from anykvm.cli.check import check
-from anykvm.host import HostBackend, host_arch, probe, virtualises
+from anykvm.host import HostBackend, backend, host_arch, probe, virtualises
 from anykvm.uapi import common
 
 pytestmark = pytest.mark.timeout(20)
@@ -304,3 +304,11 @@ def test_whether_the_cpu_virtualises(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("anykvm.host.backend.host_arch", lambda: "arm64")
     cpuinfo.write_text("Features : fp\n")
     assert virtualises(str(cpuinfo))
+
+
+def test_a_forked_child_has_a_thread_id_of_its_own() -> None:
+    assert backend._this.native_id == threading.get_native_id()
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if backend._this.native_id == os.getpid() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -41,6 +41,24 @@ _libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _libc.signal.restype = ctypes.c_void_p
 
 
+class _Thread(threading.local):
+    """The calling thread's id in the kernel, asked for once: it is a system call, and every exit's way."""
+
+    def __init__(self) -> None:
+        self.native_id = threading.get_native_id()
+
+
+_this = _Thread()
+
+
+def _forget() -> None:
+    global _this  # noqa: PLW0603  (a forked child's one thread has another id)
+    _this = _Thread()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 def host_arch() -> str:
     """The architecture whose guests this machine's /dev/kvm runs, by anykvm's names."""
     machine = os.uname().machine
@@ -124,19 +142,13 @@ class HostBackend:
 
         Other threads run meanwhile. Errors: the kernel's.
         """
+        result: int
         if request == KVM_RUN:
-            return self._run(fd, arg)
-        result: int = _libc_ioctl(fd, request, arg)
-        if result < 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
-        return result
-
-    def _run(self, fd: int, arg: int) -> int:
-        running = self._running
-        running[fd] = threading.get_native_id()
-        result: int = _libc_ioctl(fd, KVM_RUN, arg)
-        del running[fd]
+            self._running[fd] = _this.native_id
+            result = _libc_ioctl(fd, KVM_RUN, arg)
+            del self._running[fd]
+        else:
+            result = _libc_ioctl(fd, request, arg)
         if result < 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
