@@ -146,10 +146,6 @@ def _serve(vcpu: X86Vcpu, one: Call) -> int:
 # Sets of vCPUs.
 
 
-def _everyone(vcpu: X86Vcpu) -> list[X86Vcpu]:
-    return vcpu.vm.vcpus
-
-
 def _of_mask(vcpu: X86Vcpu, mask: int) -> list[X86Vcpu]:
     return [other for other in vcpu.vm.vcpus if mask >> hyperv_vcpu.index_of(other) & 1]
 
@@ -221,7 +217,7 @@ def _send_ipi(vcpu: X86Vcpu, one: Call) -> int:
         if one.var_count != banks.bit_count():
             return _INPUT
         if kind == uapi.HV_GENERIC_SET_ALL:
-            targets = _everyone(vcpu)
+            targets = vcpu.vm.vcpus
         elif not one.var_count:
             return uapi.HV_STATUS_SUCCESS
         else:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import x86 as uapi
 
 from . import hyperv
-from .apic_bus import DM_FIXED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -141,8 +140,7 @@ class Stimer:
         if self.config & _DIRECT:
             lapic = vcpu.lapic
             assert lapic is not None
-            with lapic.bus.lock:
-                done = lapic.accept(DM_FIXED, self.config >> uapi.HV_STIMER_VECTOR_SHIFT & 0xFF, False) > 0
+            done = lapic.interrupt(self.config >> uapi.HV_STIMER_VECTOR_SHIFT & 0xFF) > 0
         else:
             now = hyperv.reference_time(vcpu)
             message = _MESSAGE.pack(uapi.HVMSG_TIMER_EXPIRED, _PAYLOAD, 0, 0, 0, self._index, 0, self.expires, now)

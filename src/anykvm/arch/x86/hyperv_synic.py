@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Final
 from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 
-from .apic_bus import DM_FIXED
-
 if TYPE_CHECKING:
     from .vcpu import X86Vcpu
 
@@ -120,8 +118,7 @@ class Synic:
             raise OSError(errno.ENOENT, f"synthetic interrupt source {sint} is masked")
         lapic = self._vcpu.lapic
         assert lapic is not None
-        with lapic.bus.lock:
-            return lapic.accept(DM_FIXED, value & _VECTOR, False)
+        return lapic.interrupt(value & _VECTOR)
 
     def ended(self, vector: int) -> None:
         """The guest ended an interrupt whose vector a source has."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from anykvm.virt.ladder import Ladder
 
 from . import lapic_init
-from .apic_bus import DM_EXTINT, DM_INIT, DM_LOWEST, DM_NMI, DM_SMI, DM_STARTUP
+from .apic_bus import DM_EXTINT, DM_FIXED, DM_INIT, DM_LOWEST, DM_NMI, DM_SMI, DM_STARTUP
 from .lapic_init import EVENT_INIT, EVENT_SIPI
 from .lapic_regs import (
     APIC_EOI,
@@ -38,8 +38,7 @@ from .lapic_timer import Deadline, LapicTimer
 from .lapic_x2apic import write_base
 
 if TYPE_CHECKING:
-    from . import lapic_init
-from .apic_bus import ApicBus, VcpuSide
+    from .apic_bus import ApicBus, VcpuSide
 
 APIC_DEFAULT_BASE: Final = 0xFEE00000
 APIC_MMIO_SIZE: Final = 0x1000
@@ -235,6 +234,11 @@ class Lapic:
         return self.dfr >> 28 == 0 and ldr >> 4 == dest >> 4 and ldr & dest & 0xF != 0
 
     # Messages; the bus's lock is held.
+
+    def interrupt(self, vector: int) -> int:
+        """Raise an edge-triggered interrupt, from any thread; 1, or 0 if it is discarded."""
+        with self.bus.lock:
+            return self.accept(DM_FIXED, vector, False)
 
     def accept(self, mode: int, vector: int, level: bool, asserted: bool = True) -> int:
         """Take a message; 1, or 0 if it is discarded."""

@@ -15,7 +15,6 @@ from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 
 from . import xen_evtchn
-from .apic_bus import DM_FIXED
 from .xen import check_vector
 
 if TYPE_CHECKING:
@@ -136,8 +135,7 @@ class XenVcpu:
         """There is something new in the vCPU's page; from any thread."""
         vcpu = self._vcpu
         if self.upcall_vector and vcpu.lapic is not None:
-            with vcpu.lapic.bus.lock:
-                vcpu.lapic.accept(DM_FIXED, self.upcall_vector, False)
+            vcpu.lapic.interrupt(self.upcall_vector)
         else:
             vcpu.kick()
 
