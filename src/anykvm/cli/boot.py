@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from anykvm.vmm.config import DiskConfig, MachineConfig
+from anykvm.vmm.config import ENTRIES, FIRMWARES, DiskConfig, MachineConfig
 from anykvm.vmm.memory import parse_size
 from anykvm.vmm.outcome import Kind
 from anykvm.vmm.session import Session, standard
@@ -32,14 +32,12 @@ _CONSOLES = {"arm64": "ttyAMA0", "x86": "ttyS0"}
 @click.option("--no-reboot", is_flag=True, help="End when the guest reboots, instead of starting it again.")
 @click.option(
     "--entry",
-    type=click.Choice(("auto", "linux", "pvh")),
+    type=click.Choice(ENTRIES),
     default="auto",
     show_default=True,
     help="x86: how the kernel is entered; auto is pvh for a vmlinux with such an entry.",
 )
-@click.option(
-    "--firmware", type=click.Choice(("acpi", "mptable")), default="acpi", show_default=True, help="x86: its tables."
-)
+@click.option("--firmware", type=click.Choice(FIRMWARES), default="acpi", show_default=True, help="x86: its tables.")
 @click.option("--force", is_flag=True, help="With --kernel: try a /dev/kvm that is known to be too little for Linux.")
 @options.machine(smp=1, memory="512M")
 @options.backend

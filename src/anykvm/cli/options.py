@@ -60,13 +60,12 @@ def _timeout(_: click.Context, __: click.Parameter, value: float | None) -> floa
 
 def machine(smp: int, memory: str) -> Callable[[_F], _F]:
     """--smp, --memory, --gic, --timeout."""
+    from anykvm.vmm.config import GICS  # noqa: PLC0415  (only who has a machine)
 
     def decorate(function: _F) -> _F:
         for option in (
             click.option("--timeout", type=float, callback=_timeout, help="Give up after so many seconds."),
-            click.option(
-                "--gic", type=click.Choice(("v2", "v3")), default="v3", show_default=True, help="arm64: its GIC."
-            ),
+            click.option("--gic", type=click.Choice(GICS), default="v3", show_default=True, help="arm64: its GIC."),
             click.option(
                 "--memory", default=memory, show_default=True, help="RAM: MiB, or a number with K, M, G or T."
             ),
