@@ -67,8 +67,4 @@ def instruction(vcpu: X86Vcpu) -> bytes:
     cpu = vcpu.cpu
     linear = cpu.get_segment(engine.CS)[1] + cpu.rip
     linear &= 0xFFFFFFFFFFFFFFFF if cpu.efer & uapi.EFER_LMA else 0xFFFFFFFF
-    address = translate.walk(vcpu, linear)
-    if address == translate.UNMAPPED:
-        return b""
-    size = min(_LONGEST, 0x1000 - (linear & 0xFFF))
-    return vcpu.vm.read_guest(address, size, vcpu.smm.active) or b""
+    return translate.read(vcpu, linear, min(_LONGEST, 0x1000 - (linear & 0xFFF))) or b""

@@ -94,8 +94,7 @@ def out_length(vcpu: X86Vcpu) -> int:
     cpu = vcpu.cpu
     linear = cpu.get_segment(engine.CS)[1] + cpu.rip & 0xFFFFFFFFFFFFFFFF
     for length in range(1, 16):
-        address = translate.walk(vcpu, linear + length - 1)
-        byte = vcpu.vm.read_guest(address, 1, vcpu.smm.active) if address != translate.UNMAPPED else None
+        byte = translate.read(vcpu, linear + length - 1, 1)
         if byte is None:
             break
         if byte[0] in (0xE6, 0xE7):
@@ -113,15 +112,14 @@ class HalfDone:
         "batch",
         "cpu",
         "finished",
+        "hypercall_exit",
         "hypercall_mask",
-        "hyperv_call",
         "msr_exit",
         "owed",
         "reply",
         "rip_ahead",
         "vcpu",
         "wanted_regs",
-        "xen_call",
     )
 
     vcpu: Vcpu
@@ -129,9 +127,8 @@ class HalfDone:
     attention: bool
     reply: tuple[int, int] | None
     msr_exit: bool
+    hypercall_exit: int
     hypercall_mask: int
-    hyperv_call: bool
-    xen_call: bool
     owed: int | None
     wanted_regs: tuple[bytes, bytes] | None
     rip_ahead: int

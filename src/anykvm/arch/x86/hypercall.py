@@ -106,9 +106,7 @@ def _hyperv(vcpu: X86Vcpu, long_mode: bool) -> bool:
     if status is None:
         _undefined(vcpu)
     elif status < 0:
-        cpu.rip -= LENGTH
-        vcpu.hyperv_call = True
-        vcpu.hypercall_mask = _U64 if long_mode else 0xFFFFFFFF
+        _wait(vcpu, common.KVM_EXIT_HYPERV, long_mode)
         return False
     else:
         hyperv_calls.set_result(cpu, status, long_mode)
@@ -117,32 +115,33 @@ def _hyperv(vcpu: X86Vcpu, long_mode: bool) -> bool:
 
 def _xen(vcpu: X86Vcpu, long_mode: bool) -> bool:
     """A call of Xen's. False if userspace has to serve it."""
-    cpu = vcpu.cpu
-    if xen_calls.call(vcpu, long_mode, cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3):
+    if xen_calls.call(vcpu, long_mode, vcpu.cpu.get_segment(engine.SS)[3] >> _DPL_SHIFT & 3):
         return True
-    cpu.rip -= LENGTH
-    vcpu.xen_call = True
-    vcpu.hypercall_mask = _U64 if long_mode else 0xFFFFFFFF
+    _wait(vcpu, common.KVM_EXIT_XEN, long_mode)
     return False
 
 
 def _exit(vcpu: X86Vcpu, number: int, args: tuple[int, ...], long_mode: bool) -> None:
-    """KVM_EXIT_HYPERCALL: the guest stays at the instruction until userspace has answered."""
+    """KVM_EXIT_HYPERCALL."""
     words = (*args, *(0,) * (6 - len(args)))
     _HYPERCALL.pack_into(vcpu.vcpu.page, _EXIT, number, *words, 0, _LONG_MODE if long_mode else 0)
+    _wait(vcpu, common.KVM_EXIT_HYPERCALL, long_mode)
+
+
+def _wait(vcpu: X86Vcpu, reason: int, long_mode: bool) -> None:
+    """Leave with a filled run page; the guest stays at the instruction until userspace has answered."""
     vcpu.cpu.rip -= LENGTH
+    vcpu.hypercall_exit = reason
     vcpu.hypercall_mask = _U64 if long_mode else 0xFFFFFFFF
-    vcpu.vcpu.set_exit_reason(common.KVM_EXIT_HYPERCALL)
+    vcpu.vcpu.set_exit_reason(reason)
 
 
 def complete(vcpu: HalfDone) -> None:
     """Take userspace's answer to KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERV or KVM_EXIT_XEN."""
     mask, vcpu.hypercall_mask = vcpu.hypercall_mask, 0
-    if vcpu.hyperv_call:
-        vcpu.hyperv_call = False
+    if vcpu.hypercall_exit == common.KVM_EXIT_HYPERV:
         hyperv_calls.complete(vcpu, mask == _U64)
-    elif vcpu.xen_call:
-        vcpu.xen_call = False
+    elif vcpu.hypercall_exit == common.KVM_EXIT_XEN:
         xen_calls.complete(vcpu)
     else:
         vcpu.cpu.gpr[engine.RAX] = int.from_bytes(vcpu.vcpu.page[_RET : _RET + 8], "little") & mask

@@ -10,7 +10,6 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
 
@@ -241,7 +240,6 @@ def _leave(vcpu: X86Vcpu, one: Call) -> int:
     page = vcpu.vcpu.page
     _CALL.pack_into(page, _EXIT, uapi.KVM_EXIT_HYPERV_HCALL, 0, one.control)
     _PARAMS.pack_into(page, RESULT + 8, one.input, one.output)
-    vcpu.vcpu.set_exit_reason(common.KVM_EXIT_HYPERV)
     return -1
 
 

@@ -349,8 +349,7 @@ def _wake_reason(arch: X86Vcpu) -> bool:
         return False
     if arch.pv_unhalted or arch.nmi_waits or arch.smm.waits:
         return True
-    pending = arch.chip_line or arch.injected_irq is not None or arch.xen_line
-    return pending and arch.cpu.rflags & uapi.X86_EFLAGS_IF != 0
+    return arch.intr_waits and arch.cpu.rflags & uapi.X86_EFLAGS_IF != 0
 
 
 def _sleep(arch: X86Vcpu) -> None:

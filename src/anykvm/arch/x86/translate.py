@@ -41,6 +41,12 @@ def walk(vcpu: X86Vcpu, address: int) -> int:
     return _walk(vcpu, address & 0xFFFFFFFF, cpu.cr3 & 0xFFFFFFE0, (30, 21, 12), True)
 
 
+def read(vcpu: X86Vcpu, address: int, size: int) -> bytes | None:
+    """Read as the system would, within one page of 4096 bytes; None if it would fault, or no memory is there."""
+    physical = walk(vcpu, address)
+    return None if physical == UNMAPPED else vcpu.vm.read_guest(physical, size, vcpu.smm.active)
+
+
 def _walk(vcpu: X86Vcpu, address: int, table: int, shifts: tuple[int, ...], large: bool) -> int:
     size = 4 if len(shifts) == 2 else 8
     bits = 10 if size == 4 else 9

@@ -243,9 +243,14 @@ class X86Vcpu(VcpuState):
         else:
             self._drive()
 
+    @property
+    def intr_waits(self) -> bool:
+        """Whether there is an interrupt for the CPU: its local APIC's or PIC's, userspace's, or Xen's upcall."""
+        return self.chip_line or self.injected_irq is not None or self.xen_line
+
     def _drive(self) -> None:
         if self.live:
-            self.cpu.set_irq(LINE_INTR, self.chip_line or self.injected_irq is not None or self.xen_line)
+            self.cpu.set_irq(LINE_INTR, self.intr_waits)
 
     def set_xen_line(self, level: bool) -> None:
         """Whether Xen's upcall waits, as the vCPU's page says."""
@@ -265,8 +270,7 @@ class X86Vcpu(VcpuState):
     def set_intr(self, level: bool) -> None:
         """The local APIC's line, from any thread with the APIC bus's lock held."""
         self.chip_line = level
-        if self.live:
-            self.cpu.set_irq(LINE_INTR, level or self.injected_irq is not None or self.xen_line)
+        self._drive()
         if level:
             self.vcpu.stats.values[VCPU_IRQ_INJECTIONS] += 1
             if self.sleep.asleep:

@@ -154,10 +154,10 @@ class VcpuState(HalfDone):
         self.rip_ahead = 0
         """How far RIP shows to be behind an OUT that userspace is told of (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
         self.batch: Batch | None = None
-        self.hyperv_call = self.xen_call = False
-        """Whether it was one of Hyper-V's, of Xen's (KVM_EXIT_HYPERV, KVM_EXIT_XEN)."""
+        self.hypercall_exit = 0
+        """How userspace was last asked to serve one: KVM_EXIT_HYPERCALL, KVM_EXIT_HYPERV or KVM_EXIT_XEN."""
         self.hypercall_mask = 0
-        """After KVM_EXIT_HYPERCALL: the bits of RAX that userspace's answer fills."""
+        """While it is asked: the bits of RAX that its answer fills."""
         self.owed: int | None = None
         """What an instruction that KVM_RUN left half done (EINTR) goes on with."""
         self.wanted_regs: tuple[bytes, bytes] | None = None

@@ -11,7 +11,6 @@ import os
 import struct
 from typing import TYPE_CHECKING, Final
 
-from anykvm.uapi import common
 from anykvm.uapi import x86 as uapi
 from anykvm.uapi.run import KvmRun
 
@@ -48,7 +47,6 @@ def call(vcpu: X86Vcpu, long_mode: bool, privilege: int) -> bool:
         gpr[engine.RAX] = result & _U64
         return True
     _HCALL.pack_into(vcpu.vcpu.page, _EXIT, uapi.KVM_EXIT_XEN_HCALL, long_mode, privilege, number, *operands)
-    vcpu.vcpu.set_exit_reason(common.KVM_EXIT_XEN)
     return False
 
 
@@ -63,7 +61,7 @@ def _serve(vcpu: X86Vcpu, number: int, operands: tuple[int, ...], long_mode: boo
     if number == uapi.XEN_HC_XEN_VERSION:
         return vcpu.vm.xen.version or None if first == uapi.XENVER_VERSION else None
     if number == uapi.XEN_HC_EVENT_CHANNEL_OP and first == uapi.EVTCHNOP_SEND:
-        port = _read(vcpu, second, 4)
+        port = translate.read(vcpu, second, 4)
         if port is None:
             return -errno.EFAULT
         return 0 if xen_evtchn.send_by_guest(vcpu.vm, int.from_bytes(port, "little")) else None
@@ -81,19 +79,13 @@ def _serve(vcpu: X86Vcpu, number: int, operands: tuple[int, ...], long_mode: boo
     return None
 
 
-def _read(vcpu: X86Vcpu, address: int, size: int) -> bytes | None:
-    """Read at a linear address, within a page."""
-    physical = translate.walk(vcpu, address)
-    return None if physical == translate.UNMAPPED else vcpu.vm.read_guest(physical, size)
-
-
 def _polls(vcpu: X86Vcpu, long_mode: bool) -> bool:
     """Whether polling is ours: with all event channels of the guest's known here."""
     return long_mode and vcpu.lapic is not None and bool(vcpu.vm.xen.flags & uapi.KVM_XEN_HVM_CONFIG_EVTCHN_SEND)
 
 
 def _poll(vcpu: X86Vcpu, address: int) -> int:
-    data = _read(vcpu, address, _POLL.size)
+    data = translate.read(vcpu, address, _POLL.size)
     if data is None:
         return -errno.EFAULT
     at, count, timeout = _POLL.unpack(data)
@@ -101,7 +93,7 @@ def _poll(vcpu: X86Vcpu, address: int) -> int:
         return -errno.EINVAL
     ports = []
     for index in range(count):
-        port = _read(vcpu, at + 4 * index & _U64, 4)
+        port = translate.read(vcpu, at + 4 * index & _U64, 4)
         if port is None:
             return -errno.EFAULT
         ports.append(int.from_bytes(port, "little"))
@@ -145,7 +137,7 @@ def _singleshot(vcpu: X86Vcpu, operation: int, vcpu_id: int, address: int, long_
     if operation == uapi.VCPUOP_STOP_SINGLESHOT_TIMER:
         own.stop_timer()
         return 0
-    data = _read(vcpu, address, 16 if long_mode else _SINGLESHOT.size)
+    data = translate.read(vcpu, address, 16 if long_mode else _SINGLESHOT.size)
     if data is None:
         return -errno.EFAULT
     expires, flags = _SINGLESHOT.unpack_from(data)
