@@ -60,11 +60,9 @@ void x86_segment_flags(struct cpu *c)
 {
     uint32_t *hflags = &FIELD(c->env, X86_HFLAGS, uint32_t);
 
-    if ((*hflags & X86_HF_CS64) || !(*hflags & X86_HF_PE) || (FIELD(c->env, X86_EFLAGS, uint32_t) & EFLAGS_VM)) {
-        *hflags &= ~X86_HF_LIMITS;
-        return;
-    }
     *hflags &= ~X86_HF_LIMITS;
+    if ((*hflags & X86_HF_CS64) || !(*hflags & X86_HF_PE) || (FIELD(c->env, X86_EFLAGS, uint32_t) & EFLAGS_VM))
+        return;
     if (!is_flat(c->env, ES) || !is_flat(c->env, CS) || !is_flat(c->env, SS) || !is_flat(c->env, DS))
         *hflags |= X86_HF_LIMITS_DATA | X86_HF_ADDSEG; /* so that each address names its segment */
     if (!is_flat(c->env, FS))
@@ -138,19 +136,25 @@ void x86_segment_check_stack(void *env, uint32_t bytes)
         x86_fault(env, VECTOR_SS, RA);
 }
 
-/* A descriptor, in two halves, if its page is in the TLB or can be. */
+/* Read as the system does, within a page; false if its page is neither in the TLB nor can be. */
+static bool read_system(void *env, uint64_t va, void *out, size_t size)
+{
+    const void *host = NULL;
+
+    if ((va & (GUEST_PAGE - 1)) <= GUEST_PAGE - size)
+        host = tlb_vaddr_to_host_x86_64(env, va, ACCESS_LOAD, X86_KERNEL_MODE);
+    if (host)
+        memcpy(out, host, size);
+    return host;
+}
+
+/* A descriptor, in two halves, if it can be read. */
 static bool descriptor(void *env, uint32_t selector, uint32_t *halves)
 {
     const struct x86_segment *table = segment(env, selector & 4 ? LDT : GDT);
     uint32_t at = selector & 0xfff8;
-    const void *host;
 
-    if (!(selector & 0xfffc) || at + 7 > table->limit || ((table->base + at) & (GUEST_PAGE - 1)) > GUEST_PAGE - 8)
-        return false;
-    host = tlb_vaddr_to_host_x86_64(env, table->base + at, ACCESS_LOAD, X86_KERNEL_MODE);
-    if (host)
-        memcpy(halves, host, 8);
-    return host;
+    return (selector & 0xfffc) && at + 7 <= table->limit && read_system(env, table->base + at, halves, 8);
 }
 
 /* The stack that a task has for a ring: false if that cannot be read. */
@@ -159,21 +163,12 @@ static bool ring_stack(void *env, uint32_t ring, uint32_t *selector, uint32_t *t
     const struct x86_segment *tr = segment(env, TR);
     bool wide = tr->flags >> 8 & GATE_32;
     uint32_t at = wide ? 4 + 8 * ring : 2 + 4 * ring, halves[2];
-    uint64_t va = tr->base + at;
-    const uint8_t *host;
-    uint16_t low;
+    uint16_t words[4];
 
-    if (at + (wide ? 8 : 4) > tr->limit || (va & (GUEST_PAGE - 1)) > GUEST_PAGE - 8)
+    if (at + (wide ? 8 : 4) > tr->limit || !read_system(env, tr->base + at, words, sizeof(words)))
         return false;
-    host = tlb_vaddr_to_host_x86_64(env, va, ACCESS_LOAD, X86_KERNEL_MODE);
-    if (!host)
-        return false;
-    memcpy(&low, host + (wide ? 4 : 2), sizeof(low));
-    *selector = low;
-    memcpy(&low, host, sizeof(low));
-    *top = low;
-    if (wide)
-        memcpy(top, host, sizeof(*top));
+    *selector = words[wide ? 2 : 1];
+    *top = words[0] | (wide ? (uint32_t)words[1] << 16 : 0);
     if (!descriptor(env, *selector, halves))
         return false;
     stack->flags = halves[1];
@@ -224,16 +219,10 @@ void x86_segment_check_frame(struct cpu *c, uint32_t vector, int kind)
     struct x86_segment *idt = segment(c->env, X86_IDT), stack;
     uint32_t hflags = FIELD(c->env, X86_HFLAGS, uint32_t), gate[2], code[2], selector = 0, top, bytes;
     bool vm86 = FIELD(c->env, X86_EFLAGS, uint32_t) & EFLAGS_VM, inner;
-    uint64_t at = idt->base + vector * 8;
-    const void *host;
 
     if (!(hflags & X86_HF_PE) || (hflags & X86_HF_LMA) || vector * 8 + 7 > idt->limit ||
-        (at & (GUEST_PAGE - 1)) > GUEST_PAGE - 8)
+        !read_system(c->env, idt->base + vector * 8, gate, sizeof(gate)))
         return;
-    host = tlb_vaddr_to_host_x86_64(c->env, at, ACCESS_LOAD, X86_KERNEL_MODE);
-    if (!host)
-        return;
-    memcpy(gate, host, sizeof(gate));
     if ((gate[1] >> 8 & 0x1f) == GATE_TASK || !descriptor(c->env, gate[0] >> 16, code) || !(code[1] & SEG_CODE))
         return;
     inner = (!(code[1] & SEG_E) && (code[1] >> 13 & 3) < (hflags & X86_HF_CPL)) || vm86;
@@ -264,17 +253,11 @@ void x86_task_fault(struct cpu *c)
 {
     const struct x86_segment *tr = segment(c->env, TR);
     bool wide = tr->flags >> 8 & GATE_32;
-    uint64_t at = tr->base + (wide ? 0x20 : 0x0e);
-    const void *host;
-    uint32_t eip = 0;
+    uint32_t eip;
 
-    if (c->x86.task && c->x86.task != (tr->selector | IN_TASK) && (at & (GUEST_PAGE - 1)) <= GUEST_PAGE - 4) {
-        host = tlb_vaddr_to_host_x86_64(c->env, at, ACCESS_LOAD, X86_KERNEL_MODE);
-        if (host) {
-            memcpy(&eip, host, wide ? 4 : 2);
-            FIELD(c->env, X86_EIP, uint64_t) = eip;
-        }
-    }
+    if (c->x86.task && c->x86.task != (tr->selector | IN_TASK) &&
+        read_system(c->env, tr->base + (wide ? 0x20 : 0x0e), &eip, sizeof(eip)))
+        FIELD(c->env, X86_EIP, uint64_t) = wide ? eip : eip & 0xffff;
     c->x86.task = 0;
 }
 
