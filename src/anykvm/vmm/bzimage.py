@@ -16,7 +16,7 @@ from typing import Final
 from . import x86_map
 from .errors import VmmError
 from .image import Content, describe, find_file, read_head
-from .memory import GIB, MIN_MEMORY, PAGE_SIZE, format_size
+from .memory import GIB, MIN_MEMORY, PAGE_SIZE, check_room, format_size, round_up
 
 _HEAD_SIZE: Final = 4096
 _HEADER_START: Final = 0x1F1
@@ -135,26 +135,25 @@ def place(kernel: KernelImage, initrd_size: int, ram_size: int) -> Layout:
     ``VmmError`` if `ram_size` (bytes) is too small, or the initrd does not fit below the kernel's limit for it.
     """
     low = min(ram_size, x86_map.RAM_HOLE.base)
-    lowest = _up(x86_map.HIGH_RAM, kernel.alignment) if kernel.alignment else kernel.preferred
+    lowest = round_up(x86_map.HIGH_RAM, kernel.alignment) if kernel.alignment else kernel.preferred
     # The guest unpacks the initrd while the packed one is still there.
-    beside = _up(initrd_size, PAGE_SIZE) + initrd_size + MIN_MEMORY
+    beside = round_up(initrd_size, PAGE_SIZE) + initrd_size + MIN_MEMORY
     needed = lowest + kernel.memory_size + beside
-    if ram_size < needed:
-        raise VmmError(
-            f"{format_size(ram_size)} of memory do not hold this kernel and initrd: "
-            f"give at least --memory {format_size(needed)}"
-        )
-    preferred = _up(kernel.preferred, kernel.alignment) if kernel.alignment else kernel.preferred
+    check_room(ram_size, needed)
+    preferred = round_up(kernel.preferred, kernel.alignment) if kernel.alignment else kernel.preferred
     start = preferred if preferred + kernel.memory_size + beside <= low else lowest
     top = min(low, kernel.initrd_max + 1)
-    initrd = (top - initrd_size) // PAGE_SIZE * PAGE_SIZE if initrd_size else 0
-    if initrd_size and initrd < start + kernel.memory_size:
-        raise VmmError(f"an initrd of {format_size(initrd_size)} is too large for this kernel: make it smaller")
-    return Layout(start, initrd, initrd_size, needed)
+    return Layout(start, initrd_below(top, initrd_size, start + kernel.memory_size), initrd_size, needed)
 
 
-def _up(value: int, alignment: int) -> int:
-    return -(-value // alignment) * alignment
+def initrd_below(top: int, size: int, lowest: int) -> int:
+    """Where an initrd of `size` bytes is that ends below `top`, 0 for none; ``VmmError`` if that is below `lowest`."""
+    if not size:
+        return 0
+    start = (top - size) // PAGE_SIZE * PAGE_SIZE
+    if start < lowest:
+        raise VmmError(f"an initrd of {format_size(size)} is too large for this kernel: make it smaller")
+    return start
 
 
 def boot_params(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from .errors import VmmError
-from .memory import MIB, MIN_MEMORY, PAGE_SIZE, RAM_BASE, format_size
+from .memory import MIB, MIN_MEMORY, PAGE_SIZE, RAM_BASE, check_room, format_size
 
 _HEADER_SIZE: Final = 64
 _HEAD_SIZE: Final = 4096  # enough for the PE header of an EFI kernel, too
@@ -263,11 +263,7 @@ def place(kernel: KernelImage, initrd_size: int, ram_size: int) -> Layout:
     end = initrd + initrd_size
     # The guest unpacks the initrd while the packed one is still there.
     needed = end - RAM_BASE + initrd_size + MIN_MEMORY
-    if ram_size < needed:
-        raise VmmError(
-            f"{format_size(ram_size)} of memory do not hold this kernel and initrd: "
-            f"give at least --memory {format_size(needed)}"
-        )
+    check_room(ram_size, needed)
     return Layout(start, device_tree, initrd, initrd_size, needed)
 
 

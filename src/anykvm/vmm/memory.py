@@ -83,6 +83,11 @@ def parse_size(text: str) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def round_up(value: int, alignment: int) -> int:
+    """The next multiple of `alignment`, or `value` itself."""
+    return -(-value // alignment) * alignment
+
+
 def format_size(size: int) -> str:
     """Bytes for people, and for ``parse_size``: rounded up to whole MiB."""
     mib = -(-size // MIB)
@@ -127,4 +132,13 @@ def check_memory(size: int, address_bits: int, host: int | None, not_ram: int = 
         raise VmmError(
             f"{format_size(size)} of memory are more than this host has ({host // MIB}M): "
             f"give less, such as --memory {format_size(down)}"
+        )
+
+
+def check_room(ram_size: int, needed: int) -> None:
+    """Refuse less memory than a kernel and its initrd need, in bytes."""
+    if ram_size < needed:
+        raise VmmError(
+            f"{format_size(ram_size)} of memory do not hold this kernel and initrd: "
+            f"give at least --memory {format_size(needed)}"
         )

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from . import x86_map
+from .bzimage import initrd_below
 from .errors import VmmError
 from .image import Content, describe, find_file, read_head
-from .memory import MIN_MEMORY, PAGE_SIZE, format_size
+from .memory import MIN_MEMORY, PAGE_SIZE, check_room, round_up
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
@@ -143,9 +144,9 @@ def _notes(data: bytes) -> Iterator[tuple[bytes, int, bytes]]:
     while at + 12 <= len(data):
         name_size, size, kind = (int.from_bytes(data[at + n : at + n + 4], "little") for n in (0, 4, 8))
         name = at + 12
-        start = name + -(-name_size // 4) * 4
+        start = name + round_up(name_size, 4)
         yield data[name : name + name_size], kind, data[start : start + size]
-        at = start + -(-size // 4) * 4
+        at = start + round_up(size, 4)
 
 
 def _check(path: Path, segments: list[Segment], entry_64: int | None, entry_pvh: int | None) -> ElfKernel:
@@ -175,15 +176,7 @@ def place(kernel: ElfKernel, initrd_size: int, ram_size: int) -> Layout:
     ``VmmError`` if `ram_size` (bytes) is too small for both.
     """
     # The guest unpacks the initrd while the packed one is still there.
-    packed = -(-initrd_size // PAGE_SIZE) * PAGE_SIZE
-    needed = kernel.end + packed + initrd_size + MIN_MEMORY
-    if ram_size < needed:
-        raise VmmError(
-            f"{format_size(ram_size)} of memory do not hold this kernel and initrd: "
-            f"give at least --memory {format_size(needed)}"
-        )
+    needed = kernel.end + round_up(initrd_size, PAGE_SIZE) + initrd_size + MIN_MEMORY
+    check_room(ram_size, needed)
     top = min(ram_size, x86_map.RAM_HOLE.base)
-    initrd = (top - initrd_size) // PAGE_SIZE * PAGE_SIZE if initrd_size else 0
-    if initrd_size and initrd < kernel.end:
-        raise VmmError(f"an initrd of {format_size(initrd_size)} is too large for this kernel: make it smaller")
-    return Layout(initrd, initrd_size, needed)
+    return Layout(initrd_below(top, initrd_size, kernel.end), initrd_size, needed)
